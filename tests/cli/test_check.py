@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 
-def test_nothing_is_wrong_and_nothing_is_left(tmp_path: Path, certificates: Certificates) -> None:
+def test_a_valid_configuration_passes_and_leaves_no_files(
+    tmp_path: Path, certificates: Certificates
+) -> None:
     ended = run(
         *("check", "-l", "127.0.0.1:0", "-l", "unix:smtp.sock", "--pid-file", "pid"),
         *("--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key)),
@@ -31,7 +33,7 @@ def test_nothing_is_wrong_and_nothing_is_left(tmp_path: Path, certificates: Cert
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_that_is_wrong_is_told_a_line_each(tmp_path: Path, certificates: Certificates) -> None:
+def test_each_error_is_one_line(tmp_path: Path, certificates: Certificates) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         ended = run(
@@ -64,7 +66,7 @@ def test_keys_are_tried_on_their_certificates(tmp_path: Path, certificates: Cert
 
 
 @pytest.mark.parametrize("subcommand", ["check", "config"])
-def test_a_fault_of_the_file_is_one_line(tmp_path: Path, subcommand: str) -> None:
+def test_an_error_in_the_file_is_one_line(tmp_path: Path, subcommand: str) -> None:
     path = tmp_path / "x.toml"
     path.write_text("[gate]\nrate = 5\nreserve = 3\n")
     ended = run(subcommand, "--config", str(path), cwd=tmp_path)
@@ -73,7 +75,7 @@ def test_a_fault_of_the_file_is_one_line(tmp_path: Path, subcommand: str) -> Non
     assert f"{path}, line 2: gate.rate 5" in ended.stderr
 
 
-def test_an_address_in_use_is_a_fault_unless_a_daemon_is_said_to_run(tmp_path: Path) -> None:
+def test_an_address_in_use_is_an_error_except_with_running(tmp_path: Path) -> None:
     with Daemon("-l", "127.0.0.1:0", "--handler", "discard", cwd=tmp_path) as daemon:
         same = ("-l", f"127.0.0.1:{daemon.port}", "--handler", "discard")
         ended = run("check", *same, cwd=tmp_path)
@@ -84,14 +86,14 @@ def test_an_address_in_use_is_a_fault_unless_a_daemon_is_said_to_run(tmp_path: P
         daemon.deliver()
 
 
-def test_a_pid_file_that_nobody_holds_is_left_as_it_was(tmp_path: Path) -> None:
+def test_a_pid_file_without_a_process_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "pid").write_text("1\n")
     ended = run("check", "-l", "127.0.0.1:0", "--pid-file", "pid", cwd=tmp_path)
     assert ended.returncode == 0
     assert (tmp_path / "pid").read_text() == "1\n"
 
 
-def test_what_config_prints_is_a_file_that_says_the_same(tmp_path: Path) -> None:
+def test_the_output_of_config_is_an_equivalent_file(tmp_path: Path) -> None:
     flags = (
         *("-p", "25", "-p", "587", "-l", 'unix:a"b\\c', "--rate", "5/m", "--rate", "9/h"),
         *("--when-full", "defer:2.5", "--max-message-size", "25M", "--greet-pause", "500ms"),

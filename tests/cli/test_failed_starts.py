@@ -31,7 +31,7 @@ def test_a_detached_daemon_cannot_log_to_a_terminal(place: Place, stream: str) -
 
 
 @pytest.mark.parametrize("detach", [(), ("--detach",)], ids=["in front", "detached"])
-def test_a_pid_file_that_cannot_be_written_to_is_a_fault_of_the_start(
+def test_a_pid_file_that_cannot_be_written_is_an_error_of_the_start(
     place: Place, detach: tuple[str, ...]
 ) -> None:
     """It can be opened and locked before the detaching; the disk is full only afterwards."""
@@ -49,7 +49,7 @@ def test_a_pid_file_that_cannot_be_written_to_is_a_fault_of_the_start(
 
 
 @pytest.mark.parametrize("detach", [(), ("--detach",)], ids=["in front", "detached"])
-def test_a_current_folder_that_was_removed_is_one_line(
+def test_a_removed_current_directory_is_an_error_of_one_line(
     place: Place, detach: tuple[str, ...]
 ) -> None:
     """The Maildir's path is relative to it, so there is nothing that it could mean."""
@@ -68,7 +68,7 @@ def test_a_current_folder_that_was_removed_is_one_line(
 
 
 @pytest.mark.parametrize(("where", "name"), [("syslog", "SYSLOG"), ("journald", "JOURNALD")])
-def test_a_place_of_the_log_that_is_not_there_is_a_fault_if_it_was_asked_for(
+def test_a_missing_log_destination_is_an_error_if_it_was_set(
     where: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setup, name, str(tmp_path / "log"))
@@ -76,7 +76,7 @@ def test_a_place_of_the_log_that_is_not_there_is_a_fault_if_it_was_asked_for(
         setup.log_queue_of(DaemonConfig.build({"log_to": where}))
 
 
-def test_a_syslog_that_is_not_there_is_done_without_if_it_was_not_asked_for(
+def test_a_missing_syslog_is_no_error_if_it_is_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a container, where nobody listens."""
@@ -84,7 +84,7 @@ def test_a_syslog_that_is_not_there_is_done_without_if_it_was_not_asked_for(
     assert setup.log_queue_of(DaemonConfig.build({"detach": True})) is None
 
 
-def test_a_fault_leaves_a_socket_where_somebody_answers(place: Place) -> None:
+def test_a_failed_start_does_not_remove_the_socket_of_another_process(place: Place) -> None:
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(place.socket))
         other.listen()
@@ -96,13 +96,13 @@ def test_a_fault_leaves_a_socket_where_somebody_answers(place: Place) -> None:
     assert not place.pid_file.exists()
 
 
-def test_a_fault_leaves_the_file_that_a_symbolic_link_leads_to(place: Place) -> None:
+def test_a_failed_start_does_not_remove_the_target_of_a_symbolic_link(place: Place) -> None:
     place.start("--pid-file", "link")
     assert (place.folder / "file").read_text() == "a file"
     assert (place.folder / "link").is_symlink()
 
 
-def test_a_fault_leaves_the_pid_file_of_whoever_runs(place: Place) -> None:
+def test_a_failed_start_does_not_remove_the_pid_file_of_a_running_daemon(place: Place) -> None:
     with Daemon(
         "-l", "127.0.0.1:0", "--handler", "discard", "--pid-file", "daemon.pid", cwd=place.folder
     ) as daemon:
@@ -116,7 +116,7 @@ def test_a_fault_leaves_the_pid_file_of_whoever_runs(place: Place) -> None:
         assert not place.socket.exists()
 
 
-def test_a_start_after_a_fault_is_none_the_worse(place: Place) -> None:
+def test_a_start_after_a_failed_one_succeeds(place: Place) -> None:
     place.start("--handler", "nosuch")
     with Daemon(*place.good, "--handler", "discard", cwd=place.folder) as daemon:
         daemon.deliver()
@@ -124,7 +124,7 @@ def test_a_start_after_a_fault_is_none_the_worse(place: Place) -> None:
     place.assert_nothing_left()
 
 
-def test_the_word_of_a_failure_comes_when_nothing_is_left(
+def test_a_failure_is_reported_after_the_cleanup(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else who waits for the parent finds the daemon's pid-file, now and then."""

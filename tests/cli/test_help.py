@@ -70,7 +70,7 @@ def test_help_has_every_option_under_its_heading(help_text: str) -> None:
         ("--loop", "uvloop"),
     ],
 )
-def test_help_tells_the_defaults(help_text: str, option: str, default: str) -> None:
+def test_help_shows_the_defaults(help_text: str, option: str, default: str) -> None:
     # Where it is listed: other options' texts may name it.
     found = re.search(rf"^  (?:-\w, )?{option} [^[]*\[([^]]*)\]", help_text, re.MULTILINE)
     assert found is not None
@@ -130,7 +130,7 @@ def test_a_shell_completes_files(typed: str, tmp_path: Path) -> None:
     assert ended.stdout.split(",")[0] == "file"
 
 
-def test_a_command_that_is_not_the_first_argument_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_a_command_that_is_not_the_first_argument_is_an_error(tmp_path: Path) -> None:
     ended = run("-p", "0", "check", cwd=tmp_path)
     assert ended.returncode == os.EX_USAGE
     assert only_line(ended) == (

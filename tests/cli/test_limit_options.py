@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 
-def test_limit_connections_defers_who_does_not_fit(tmp_path: Path) -> None:
+def test_limit_connections_defers_further_clients(tmp_path: Path) -> None:
     with Daemon(*LOCAL, "-c", "1", cwd=tmp_path) as daemon:
         first = daemon.smtp()
         with connect(("127.0.0.1", daemon.port)) as second:
@@ -83,7 +83,7 @@ def test_tls_handshake_timeout_ends_a_handshake_that_stalls(
         assert time.monotonic() - begun < 5
 
 
-def test_max_line_length_is_kept(tmp_path: Path) -> None:
+def test_max_line_length_is_enforced(tmp_path: Path) -> None:
     with (
         Daemon(*LOCAL, "--max-line-length", "1K", cwd=tmp_path) as daemon,
         daemon.smtp() as client,
@@ -95,7 +95,7 @@ def test_max_line_length_is_kept(tmp_path: Path) -> None:
             assert client.data("x" * length + "\r\n")[0] == code
 
 
-def test_max_message_size_is_announced_and_kept(tmp_path: Path) -> None:
+def test_max_message_size_is_announced_and_enforced(tmp_path: Path) -> None:
     with (
         Daemon(*LOCAL, "--max-message-size", "10K", cwd=tmp_path) as daemon,
         daemon.smtp() as client,
@@ -119,7 +119,7 @@ def test_data_timeout_ends_a_message_that_stalls(tmp_path: Path) -> None:
         assert (code, text[:5]) == (421, b"4.4.2")
 
 
-def test_handler_timeout_is_what_a_handler_gets_for_an_answer(tmp_path: Path) -> None:
+def test_handler_timeout_limits_a_hook(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import asyncio\n\n\nclass Slow:\n"
         "    async def handle_DATA(self, server, session, envelope):\n"
@@ -147,7 +147,7 @@ def test_session_timeout_ends_a_session_that_is_not_idle(tmp_path: Path) -> None
         assert (code, text[:5]) == (421, b"4.4.2")
 
 
-def test_max_errors_is_how_many_are_answered(tmp_path: Path) -> None:
+def test_max_errors_limits_invalid_commands(tmp_path: Path) -> None:
     with Daemon(*LOCAL, "--max-errors", "2", cwd=tmp_path) as daemon, daemon.smtp() as client:
         codes = [client.docmd("FOO")[0] for _ in range(3)]
         assert codes == [500, 500, 421]
@@ -155,7 +155,7 @@ def test_max_errors_is_how_many_are_answered(tmp_path: Path) -> None:
             client.noop()
 
 
-def test_max_rejects_is_how_many_refused_commands_are_answered(tmp_path: Path) -> None:
+def test_max_rejects_limits_rejected_commands(tmp_path: Path) -> None:
     with Daemon(*LOCAL, "--max-rejects", "2", cwd=tmp_path) as daemon, daemon.smtp() as client:
         client.ehlo()
         client.mail("a@example.com")
@@ -166,7 +166,7 @@ def test_max_rejects_is_how_many_refused_commands_are_answered(tmp_path: Path) -
             client.noop()
 
 
-def test_max_recipients_is_announced_and_kept(tmp_path: Path) -> None:
+def test_max_recipients_is_announced_and_enforced(tmp_path: Path) -> None:
     with Daemon(*LOCAL, "--max-recipients", "2", cwd=tmp_path) as daemon, daemon.smtp() as client:
         assert ehlo(client)["limits"] == "RCPTMAX=2"
         client.mail("a@example.com")
@@ -176,7 +176,7 @@ def test_max_recipients_is_announced_and_kept(tmp_path: Path) -> None:
         assert client.data("hello\r\n")[0] == 250
 
 
-def test_max_buffered_is_what_all_sessions_hold_together(tmp_path: Path) -> None:
+def test_max_buffered_limits_the_memory_of_all_sessions(tmp_path: Path) -> None:
     with (
         Daemon(*LOCAL, "--max-buffered", "100K", cwd=tmp_path) as daemon,
         daemon.smtp() as first,
@@ -208,7 +208,7 @@ def test_max_buffered_0_is_no_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", ["0", "1000000"])
-def test_min_data_rate_leaves_a_message_alone_that_takes_no_minute(
+def test_min_data_rate_does_not_apply_to_a_message_shorter_than_a_minute(
     tmp_path: Path, rate: str
 ) -> None:
     with Daemon(*LOCAL, "--min-data-rate", rate, cwd=tmp_path) as daemon:

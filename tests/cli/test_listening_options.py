@@ -27,7 +27,7 @@ def greets(address: Any) -> bool:
     return first_line(address).startswith("220 ")
 
 
-def test_without_an_address_it_answers_on_ipv4_and_ipv6(tmp_path: Path) -> None:
+def test_without_an_address_it_listens_on_ipv4_and_ipv6(tmp_path: Path) -> None:
     needs_ipv6()
     with Daemon("-p", "0", "--handler", "discard", cwd=tmp_path) as daemon:
         assert greets(("127.0.0.1", daemon.port))
@@ -70,7 +70,7 @@ def test_an_address_without_a_port_is_bound_on_every_port(tmp_path: Path) -> Non
         assert all(greets((place.partition(":")[0], port_of(place))) for place in daemon.places)
 
 
-def test_port_0_twice_is_two_free_ports(tmp_path: Path) -> None:
+def test_port_0_twice_selects_two_free_ports(tmp_path: Path) -> None:
     with Daemon(
         "-p", "0", "-p", "0", "-l", "127.0.0.1", "--handler", "discard", cwd=tmp_path
     ) as daemon:
@@ -93,7 +93,7 @@ def test_both_wildcards_on_one_port_are_two_sockets(tmp_path: Path) -> None:
         assert greets(("::1", port))
 
 
-def test_a_unix_socket_answers_and_its_path_is_gone_afterwards(tmp_path: Path) -> None:
+def test_a_unix_socket_is_served_and_removed_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "smtp.sock"
     with Daemon("-l", "unix:smtp.sock", "--handler", "discard", cwd=tmp_path) as daemon:
         assert daemon.places == [f"unix:{path}"]
@@ -115,7 +115,7 @@ def test_socket_mode_is_the_mode_of_the_path(
         assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
-def test_a_unix_socket_that_a_dead_process_left_is_replaced(tmp_path: Path) -> None:
+def test_a_unix_socket_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "smtp.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -123,7 +123,7 @@ def test_a_unix_socket_that_a_dead_process_left_is_replaced(tmp_path: Path) -> N
         assert greets(str(path))
 
 
-def test_a_unix_socket_where_somebody_answers_is_left_alone(tmp_path: Path) -> None:
+def test_a_unix_socket_of_a_running_process_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "smtp.sock"
     with socket.socket(socket.AF_UNIX) as alive:
         alive.bind(str(path))

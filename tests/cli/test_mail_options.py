@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     ],
     ids=["default", "reject", "normalize", "accept"],
 )
-def test_bare_newline_is_what_becomes_of_a_bare_lf(
+def test_bare_newline_sets_the_handling_of_a_bare_lf(
     tmp_path: Path, options: tuple[str, ...], code: int, kept: bytes | None
 ) -> None:
     """By a handler that keeps the bytes: a Maildir has LF for each CR LF."""
@@ -56,7 +56,9 @@ def test_strict_paths_refuses_an_address_without_brackets(
         assert client.docmd("MAIL FROM: <a@example.com> SIZE=5")[0] == 250
 
 
-def test_without_a_handler_mail_goes_into_a_maildir_in_the_current_folder(tmp_path: Path) -> None:
+def test_without_a_handler_mail_is_stored_in_a_maildir_in_the_current_directory(
+    tmp_path: Path,
+) -> None:
     with Daemon("-l", "127.0.0.1:0", cwd=tmp_path) as daemon:
         daemon.deliver()
     (text,) = messages(tmp_path / "Maildir")
@@ -76,7 +78,7 @@ def test_debug_prints_to_standard_output(tmp_path: Path) -> None:
     assert "Subject: look\n\nat this\n" in printed
 
 
-def test_discard_keeps_nothing(tmp_path: Path) -> None:
+def test_discard_stores_nothing(tmp_path: Path) -> None:
     with Daemon(*LOCAL, cwd=tmp_path) as daemon:
         daemon.deliver()
     assert list(tmp_path.iterdir()) == []
@@ -111,7 +113,7 @@ def factory(*names):
         ("rules:factory:d", "factory and d"),
     ],
 )
-def test_a_handler_of_ones_own_comes_from_the_current_folder(
+def test_a_users_handler_is_imported_from_the_current_directory(
     tmp_path: Path, handler: str, names: str
 ) -> None:
     """By the console script: `python -m` would look there by itself."""
@@ -128,7 +130,7 @@ def test_a_handler_of_ones_own_comes_from_the_current_folder(
         assert client.data("hello\r\n")[0] == 250
 
 
-def test_aiosmtpds_mailbox_is_made_from_the_command_line(tmp_path: Path) -> None:
+def test_the_mailbox_of_aiosmtpd_can_be_used(tmp_path: Path) -> None:
     handler = f"aiosmtpd.handlers:Mailbox:{tmp_path}/box"
     with Daemon("-l", "127.0.0.1:0", "--handler", handler, cwd=tmp_path) as daemon:
         daemon.deliver()
@@ -137,7 +139,7 @@ def test_aiosmtpds_mailbox_is_made_from_the_command_line(tmp_path: Path) -> None
     assert text.endswith("hello\n")
 
 
-def test_hostname_is_in_the_banner_and_in_the_headers(tmp_path: Path) -> None:
+def test_hostname_is_in_the_greeting_and_in_the_headers(tmp_path: Path) -> None:
     options = ("-l", "127.0.0.1:0", "--hostname", "mx.example.com")
     with Daemon(*options, cwd=tmp_path) as daemon:
         banner = first_line(("127.0.0.1", daemon.port))

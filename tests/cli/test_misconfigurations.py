@@ -192,7 +192,7 @@ def test_a_warning_is_the_same_in_check_and_in_the_log(typed: str, tmp_path: Pat
         assert f"WARNING {warning}" in daemon.log
 
 
-def test_an_unknown_command_is_answered_with_the_one_that_is_meant(tmp_path: Path) -> None:
+def test_the_error_of_an_unknown_command_has_a_hint(tmp_path: Path) -> None:
     ended = run("chek", cwd=tmp_path)
     assert ended.returncode == os.EX_USAGE
     wanted = "no such command 'chek'; did you mean check? Commands: check, config, "
@@ -200,7 +200,7 @@ def test_an_unknown_command_is_answered_with_the_one_that_is_meant(tmp_path: Pat
 
 
 @pytest.mark.parametrize("known_by", ["--pid-file", "--control"])
-def test_check_beside_the_running_daemon_skips_what_that_holds(
+def test_check_skips_addresses_and_files_of_the_running_daemon(
     known_by: str, tmp_path: Path
 ) -> None:
     with Daemon(*LOCAL, "-l", "unix:smtp.sock", known_by, "it", cwd=tmp_path) as daemon:
@@ -216,7 +216,7 @@ def test_check_beside_the_running_daemon_skips_what_that_holds(
         daemon.deliver()
 
 
-def test_check_beside_the_running_daemon_finds_an_address_that_another_program_holds(
+def test_check_finds_an_address_of_another_program_while_the_daemon_runs(
     tmp_path: Path, taken: int
 ) -> None:
     proc()

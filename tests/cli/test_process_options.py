@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_it_runs_on_the_loop_that_it_is_told(tmp_path: Path) -> None:
+def test_it_runs_on_the_chosen_loop(tmp_path: Path) -> None:
     (tmp_path / "which.py").write_text(
         "import asyncio\n\n\nclass Which:\n"
         "    async def handle_DATA(self, server, session, envelope):\n"
@@ -35,7 +35,7 @@ def test_it_runs_on_the_loop_that_it_is_told(tmp_path: Path) -> None:
     assert said["asyncio"][1].startswith(b"asyncio.")
 
 
-def test_shutdown_timeout_is_what_a_message_in_flight_gets(tmp_path: Path) -> None:
+def test_shutdown_timeout_limits_a_message_in_progress(tmp_path: Path) -> None:
     options = ("--shutdown-timeout", "200ms")
     with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon, daemon.smtp() as client:
         client.ehlo()
@@ -50,7 +50,7 @@ def test_shutdown_timeout_is_what_a_message_in_flight_gets(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
-def test_log_level_is_the_least_that_is_logged(tmp_path: Path, level: str) -> None:
+def test_log_level_is_the_minimum_severity(tmp_path: Path, level: str) -> None:
     log = tmp_path / "log"
     path = str(tmp_path / "smtp.sock")
     options = ("-l", f"unix:{path}", "--handler", "discard", "--log-to", "log", "-c", "1")
@@ -96,7 +96,7 @@ def logging_to(where: str, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def test_log_to_a_file_leaves_standard_error_alone(tmp_path: Path) -> None:
+def test_log_to_a_file_writes_nothing_to_standard_error(tmp_path: Path) -> None:
     log = tmp_path / "smtpd.log"
     with logging_to("smtpd.log", tmp_path) as process:
         try:
@@ -117,7 +117,7 @@ def test_a_log_file_is_appended_to(tmp_path: Path) -> None:
     assert log.read_text().startswith("yesterday\n")
 
 
-def test_log_to_stdout_leaves_standard_error_alone(tmp_path: Path) -> None:
+def test_log_to_stdout_writes_nothing_to_standard_error(tmp_path: Path) -> None:
     with logging_to("stdout", tmp_path) as process:
         assert process.stdout is not None
         try:

@@ -41,7 +41,7 @@ def of_new_session(daemon: Daemon) -> bytes:
 
 
 @on_both_loops
-def test_a_new_session_has_the_changed_handler_and_an_old_one_keeps_its_own(
+def test_a_new_session_uses_the_changed_handler_and_an_open_one_the_old(
     tmp_path: Path, loop: str
 ) -> None:
     with started(tmp_path, *OPTIONS, "--loop", loop) as daemon:
@@ -55,7 +55,7 @@ def test_a_new_session_has_the_changed_handler_and_an_old_one_keeps_its_own(
             assert answer(old) == b"5.7.1 one"
 
 
-def test_a_module_that_the_handler_imports_from_beside_it_is_watched_too(tmp_path: Path) -> None:
+def test_a_module_in_the_directory_of_the_handler_is_watched_too(tmp_path: Path) -> None:
     with started(tmp_path) as daemon:
         watched = daemon.wait_for(r"changed handlers are loaded for new sessions: (.*)$")[1]
         assert set(watched.split(", ")) == {f"{tmp_path}/mine.py", f"{tmp_path}/rules.py"}

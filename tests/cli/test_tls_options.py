@@ -40,7 +40,7 @@ def test_without_a_certificate_starttls_is_not_offered(tmp_path: Path) -> None:
         assert "starttls" not in ehlo(client)
 
 
-def test_smtps_speaks_tls_from_the_first_byte(tmp_path: Path, certificates: Certificates) -> None:
+def test_smtps_uses_implicit_tls(tmp_path: Path, certificates: Certificates) -> None:
     tls = ("--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key))
     with Daemon("-l", "smtps:127.0.0.1:0", *tls, "--handler", "discard", cwd=tmp_path) as daemon:
         assert daemon.places[0].startswith("smtps:127.0.0.1:")
@@ -51,7 +51,7 @@ def test_smtps_speaks_tls_from_the_first_byte(tmp_path: Path, certificates: Cert
             assert client.sendmail("a@example.com", "b@example.com", "hello") == {}
 
 
-def test_require_starttls_takes_no_mail_in_the_clear(
+def test_require_starttls_rejects_mail_over_plaintext(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     tls = ("--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key))
@@ -64,7 +64,7 @@ def test_require_starttls_takes_no_mail_in_the_clear(
             assert client.mail("a@example.com")[0] == 250
 
 
-def test_tls_1_1_is_not_spoken(tmp_path: Path, certificates: Certificates) -> None:
+def test_tls_1_1_is_not_supported(tmp_path: Path, certificates: Certificates) -> None:
     tls = ("--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key))
     old = ssl.create_default_context(cafile=str(certificates.ca))
     with pytest.warns(DeprecationWarning, match="TLSv1"):

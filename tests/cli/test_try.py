@@ -110,7 +110,7 @@ def test_each_of_several_sinks_is_shown(tmp_path: Path) -> None:
     ],
     ids=["rejected", "deferred", "no address", "too large"],
 )
-def test_the_status_says_whether_it_is_rejected_or_deferred(
+def test_the_exit_status_depends_on_the_reply(
     words: tuple[str, ...], status: int, shown: str, tmp_path: Path
 ) -> None:
     ended = tried(tmp_path, *words, "--message", "message")
@@ -153,7 +153,7 @@ def test_a_connection_that_a_handler_refuses_gets_no_command(tmp_path: Path) -> 
         ),
     ],
 )
-def test_a_fault_is_one_line(
+def test_an_error_is_one_line(
     words: tuple[str, ...], status: int, said: str, tmp_path: Path
 ) -> None:
     ended = tried(tmp_path, *words)

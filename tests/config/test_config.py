@@ -30,13 +30,13 @@ NAMES = sorted(field.name for field in msgspec.structs.fields(DaemonConfig))
 # -- building ----------------------------------------------------------------------------------
 
 
-def test_without_settings_every_default_is_there() -> None:
+def test_without_settings_every_default_applies() -> None:
     config = DaemonConfig.build({})
     assert (config.port, config.max_from_ip, config.backlog) == ((2525,), 50, 1024)
     assert (config.handler, config.loop, config.user) == (("maildir:./Maildir",), "uvloop", None)
 
 
-def test_none_takes_the_default() -> None:
+def test_none_means_the_default() -> None:
     assert DaemonConfig.build(dict.fromkeys(NAMES)) == DaemonConfig.build({})
 
 
@@ -164,7 +164,7 @@ def test_a_setting_may_be_written_as_people_and_programs_write_it(
         ("require_starttls", True),
     ],
 )
-def test_what_is_out_of_range_is_refused_by_name_and_value(name: str, value: object) -> None:
+def test_a_value_out_of_range_is_an_error_with_name_and_value(name: str, value: object) -> None:
     with pytest.raises(SettingError) as caught:
         DaemonConfig.build({name: value})
     error = caught.value
@@ -175,13 +175,13 @@ def test_what_is_out_of_range_is_refused_by_name_and_value(name: str, value: obj
     assert "\n" not in str(error)
 
 
-def test_of_several_values_the_wrong_one_is_named() -> None:
+def test_the_error_names_the_wrong_one_of_several_values() -> None:
     with pytest.raises(SettingError) as caught:
         Config.build({"port": ["25", "70000", "26"]})
     assert caught.value.value == "70000"
 
 
-def test_a_choice_that_is_wrong_is_told_the_right_ones() -> None:
+def test_the_error_of_a_wrong_choice_lists_the_right_ones() -> None:
     with pytest.raises(SettingError, match="expected one of debug, info, warning, error"):
         DaemonConfig.build({"log_level": "loud"})
 
@@ -192,7 +192,7 @@ def test_an_unknown_setting_is_refused() -> None:
     assert (caught.value.setting, caught.value.value) == ("limit", 5)
 
 
-def test_a_servers_settings_know_nothing_of_the_process() -> None:
+def test_the_settings_of_a_server_do_not_include_those_of_the_process() -> None:
     with pytest.raises(SettingError, match="unknown setting"):
         Config.build({"detach": True})
 
@@ -224,7 +224,7 @@ VALUES = st.recursive(
 @example(written={"timeout": "5\N{LATIN SMALL LETTER LONG S}"})
 @example(written={"when_full": {"refuse": "x"}})
 @example(written={"port": [None]})
-def test_any_value_is_taken_or_refused_as_a_setting_error(written: dict[str, Any]) -> None:
+def test_any_value_is_accepted_or_a_setting_error(written: dict[str, Any]) -> None:
     try:
         config = DaemonConfig.build(written)
     except SettingError as error:
@@ -246,7 +246,7 @@ def test_any_value_is_taken_or_refused_as_a_setting_error(written: dict[str, Any
         ("defer:2m", WhenFull(wait=120.0)),
     ],
 )
-def test_when_full_is_read(text: str, meaning: WhenFull) -> None:
+def test_when_full_is_parsed(text: str, meaning: WhenFull) -> None:
     assert WhenFull.parse(text) == meaning
 
 
@@ -258,7 +258,7 @@ def test_when_full_is_printed_as_it_was_written(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "Refuse", "defer ", "defer:x", "defer:-1", "defer:0", "defer:9999h", "refuse:1"]
 )
-def test_what_when_full_cannot_mean_is_refused(text: str) -> None:
+def test_an_invalid_when_full_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"defer|duration"):
         WhenFull.parse(text)
 
@@ -277,7 +277,7 @@ def test_what_when_full_cannot_mean_is_refused(text: str) -> None:
         ("3MB", 3 << 20),
     ],
 )
-def test_a_size_is_read(text: str, size: int) -> None:
+def test_a_size_is_parsed(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
@@ -290,12 +290,12 @@ def test_a_size_survives_being_printed(size: int) -> None:
     ("text", "seconds"),
     [("30", 30.0), ("30s", 30.0), ("500ms", 0.5), ("5m", 300.0), ("1h", 3600.0), ("1.5 h", 5400.0)],
 )
-def test_a_duration_is_read(text: str, seconds: float) -> None:
+def test_a_duration_is_parsed(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize(("text", "mode"), [("0660", 0o660), ("660", 0o660), ("0o600", 0o600)])
-def test_a_mode_is_read_in_octal(text: str, mode: int) -> None:
+def test_a_mode_is_parsed_as_octal(text: str, mode: int) -> None:
     assert parse_mode(text) == mode
 
 
@@ -308,7 +308,7 @@ def test_a_boolean_may_be_written_as_a_word(value: str, meant: bool) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "2", "on ", "maybe", 1, 0, None, [True]])
-def test_another_value_is_no_boolean(value: object) -> None:
+def test_any_other_value_is_not_a_boolean(value: object) -> None:
     with pytest.raises(ValueError, match="expected true or false"):
         parse_boolean(value)
 
@@ -317,7 +317,7 @@ def test_another_value_is_no_boolean(value: object) -> None:
 @given(text=st.text() | st.text(alphabet="0123456789.KMGkmghisB " + LOOKALIKES, max_size=25))
 @example(text="5\N{KELVIN SIGN}")
 @example(text="5\N{LATIN SMALL LETTER LONG S}")
-def test_a_unit_is_read_or_refused_as_a_value_error(reader: Any, text: str) -> None:
+def test_any_text_with_a_unit_is_parsed_or_a_value_error(reader: Any, text: str) -> None:
     try:
         figure = reader(text)
     except ValueError as error:

@@ -61,7 +61,7 @@ def write(folder: Path, text: str | bytes) -> Path:
     return path
 
 
-def test_tables_are_settings_in_more_words(tmp_path: Path) -> None:
+def test_a_table_is_equivalent_to_settings(tmp_path: Path) -> None:
     file = read_config_file(write(tmp_path, WHOLE))
     config = DaemonConfig.build(file.values)
     assert file.keys["max_from_ip"] == "gate.max-from-ip"
@@ -84,7 +84,7 @@ def test_tables_are_settings_in_more_words(tmp_path: Path) -> None:
         ('address = "*"\ntls = "implicit"\nproxy = true', "smtps+proxy:*"),
     ],
 )
-def test_a_listener_is_an_address_in_more_words(
+def test_a_listener_table_is_equivalent_to_an_address(
     tmp_path: Path, listener: str, address: str
 ) -> None:
     file = read_config_file(write(tmp_path, f"[[listener]]\n{listener}\n"))
@@ -126,7 +126,7 @@ def test_arguments_of_a_handler_are_joined(tmp_path: Path) -> None:
         ("#" * (1 << 20) + "\n", "larger than"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_named_with_file_key_and_value(
+def test_an_unreadable_entry_is_an_error_with_file_key_and_value(
     tmp_path: Path, text: str | bytes, told: str
 ) -> None:
     path = write(tmp_path, text)
@@ -156,7 +156,7 @@ def test_what_cannot_be_read_is_named_with_file_key_and_value(
         ("[gate]\nwhen-full = {refuse = true}", "gate.when-full {'refuse': True}: expected a "),
     ],
 )  # fmt: skip
-def test_a_value_that_is_none_is_named_with_file_key_and_value(
+def test_an_invalid_value_is_an_error_with_file_key_and_value(
     tmp_path: Path, text: str, told: str
 ) -> None:
     path = write(tmp_path, text)
@@ -195,7 +195,7 @@ def test_a_value_of_another_type_is_an_error_that_names_file_and_key(
 
 
 @pytest.mark.parametrize("kind", ["nothing", "folder", "pipe", "unreadable"])
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.toml"
     if kind == "folder":
         path.mkdir()
@@ -208,7 +208,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, kind: str) -> None:
     assert ended.stderr.count(str(path)) == 1
 
 
-def test_flags_beat_the_environment_and_that_the_file_and_that_the_defaults(tmp_path: Path) -> None:
+def test_precedence_is_flags_environment_file_defaults(tmp_path: Path) -> None:
     path = write(tmp_path, "max-errors = 1\nmax-recipients = 2\nbacklog = 3\nhostname = 'file'\n")
     ended = run(
         *("config", "--config", str(path), "--max-errors", "11"),
@@ -255,9 +255,7 @@ def fault_of(read: Callable[[], ConfigFile]) -> str:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 @given(st.text(max_size=60) | st.binary(max_size=60))
 @example("0\x850=0")
-def test_whatever_a_file_says_is_a_setting_or_a_fault_of_one_line(
-    tmp_path: Path, text: str | bytes
-) -> None:
+def test_any_file_is_settings_or_an_error_of_one_line(tmp_path: Path, text: str | bytes) -> None:
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     path = write(tmp_path, data)
     assert len(fault_of(lambda: read_config_file(path)).splitlines()) <= 1
@@ -276,7 +274,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=300)
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
-def test_whatever_a_key_is_given_is_a_setting_or_a_fault_of_one_line(
+def test_any_value_of_a_key_is_a_setting_or_an_error_of_one_line(
     document: dict[str, object],
 ) -> None:
     assert len(fault_of(lambda: _Reader(Path("/x")).read(document)).splitlines()) <= 1

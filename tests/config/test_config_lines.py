@@ -64,7 +64,7 @@ def test_a_key_has_the_line_where_its_statement_begins() -> None:
         ("", {}),
     ],
 )  # fmt: skip
-def test_a_key_that_is_ambiguous_has_none(text: str, keys: dict[str, int]) -> None:
+def test_an_ambiguous_key_has_no_line(text: str, keys: dict[str, int]) -> None:
     assert lines_of_keys(text) == keys
 
 

@@ -125,7 +125,7 @@ def test_there_is_an_option_for_every_setting() -> None:
 
 
 @by_name
-def test_every_option_may_come_from_the_environment(
+def test_every_option_may_be_set_by_the_environment(
     option: SettingOption, environment: pytest.MonkeyPatch
 ) -> None:
     word, meaning = WORDS[str(option.name)]
@@ -138,14 +138,16 @@ def test_every_option_may_come_from_the_environment(
 
 
 @by_name
-def test_an_empty_variable_is_none(option: SettingOption, environment: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_is_ignored(
+    option: SettingOption, environment: pytest.MonkeyPatch
+) -> None:
     environment.setenv(str(option.envvar), "")
     with command.make_context("smtpd-fork", []) as context:
         assert context.params[str(option.name)] in {None, ()}
 
 
 @by_name
-def test_flags_win_over_the_environment(
+def test_flags_override_the_environment(
     option: SettingOption, environment: pytest.MonkeyPatch
 ) -> None:
     word, _ = WORDS[str(option.name)]
@@ -182,7 +184,7 @@ def test_a_flag_replaces_all_the_values_of_a_variable(tmp_path: Path) -> None:
             assert client.recv(4) == b"220 "
 
 
-def test_a_variable_that_names_no_option_is_warned_of(tmp_path: Path) -> None:
+def test_an_unknown_variable_is_a_warning(tmp_path: Path) -> None:
     environment = {"SMTPD_FORK_LIMIT_CONECTIONS": "3"}
     options = ("-l", "127.0.0.1:0", "--handler", "discard")
     with Daemon(*options, cwd=tmp_path, environment=environment) as daemon:
@@ -276,7 +278,7 @@ BAD_WORDS = {
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
-def test_a_variable_that_is_to_blame_is_named(option: SettingOption, tmp_path: Path) -> None:
+def test_the_error_names_the_variable_that_caused_it(option: SettingOption, tmp_path: Path) -> None:
     word = BAD_WORDS[str(option.name)]
     harmless = {"SMTPD_FORK_LISTEN_ADDRESS": "127.0.0.1:0", "SMTPD_FORK_HANDLER": "discard"}
     ended = run(cwd=tmp_path, environment={**harmless, str(option.envvar): word})
@@ -286,7 +288,7 @@ def test_a_variable_that_is_to_blame_is_named(option: SettingOption, tmp_path: P
     assert str(option.envvar) in line
 
 
-def test_a_flag_that_is_to_blame_is_named_and_the_variable_that_it_beats_is_not(
+def test_the_error_names_the_flag_and_not_the_variable_that_it_overrides(
     place: Place,
 ) -> None:
     ended = place.start("-c", "abc", environment={"SMTPD_FORK_LIMIT_CONNECTIONS": "5"})
@@ -294,7 +296,7 @@ def test_a_flag_that_is_to_blame_is_named_and_the_variable_that_it_beats_is_not(
     assert "SMTPD_FORK" not in ended.stderr
 
 
-def test_a_default_that_is_to_blame_is_said_to_be_one(tmp_path: Path) -> None:
+def test_the_error_says_if_a_default_caused_it(tmp_path: Path) -> None:
     (tmp_path / "Maildir").write_text("a file")
     ended = run("-l", "127.0.0.1:0", cwd=tmp_path)
     assert ended.returncode == os.EX_CANTCREAT
@@ -319,7 +321,7 @@ def test_a_value_with_spaces_is_quoted_in_a_variable(tmp_path: Path) -> None:
         ("SMTPD_FORK_DENY", "192.0.2.1,::1", f"SMTPD_FORK_DENY '192.0.2.1,::1': {ONE_NETWORK}"),
     ],
 )
-def test_a_list_in_a_variable_that_cannot_be_read_says_how_to_write_it(
+def test_the_error_of_an_unreadable_list_in_a_variable_says_how_to_write_it(
     variable: str, value: str, says: str, tmp_path: Path
 ) -> None:
     ended = run("check", cwd=tmp_path, environment={variable: value})

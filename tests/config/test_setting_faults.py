@@ -18,7 +18,7 @@ def fault(**settings: Any) -> str:
     return str(raised.value)
 
 
-def test_a_misspelt_setting_is_told_the_right_name() -> None:
+def test_the_error_of_a_misspelt_setting_has_the_right_name() -> None:
     expected = "max_from_ipp 3: unknown setting; did you mean max_from_ip?"
     assert fault(max_from_ipp=3) == expected
 
@@ -35,11 +35,11 @@ def test_a_misspelt_setting_is_told_the_right_name() -> None:
         ("authenticator", "session_options={'authenticator': ...}"),
     ],
 )
-def test_a_name_of_aiosmtpd_is_told_the_right_name(name: str, right: str) -> None:
+def test_the_error_of_a_name_of_aiosmtpd_has_the_right_name(name: str, right: str) -> None:
     assert f"unknown setting: use {right}" in fault(**{name: "x"})
 
 
-def test_every_keyword_of_a_controller_is_a_setting_or_is_told_what_to_use() -> None:
+def test_every_keyword_of_a_controller_is_a_setting_or_gets_a_hint() -> None:
     classes = [
         *(aiosmtpd.controller.Controller, aiosmtpd.controller.BaseController),
         *(aiosmtpd.controller.UnixSocketController, aiosmtpd.smtp.SMTP),
@@ -55,14 +55,14 @@ def test_every_keyword_of_a_controller_is_a_setting_or_is_told_what_to_use() -> 
 @pytest.mark.parametrize(
     "listen", [[("127.0.0.1", 25)], ("127.0.0.1", 25), ["[::1]:0", ("::1", 25)]]
 )
-def test_an_address_as_of_sockets_is_told_how_to_write_it(listen: Any) -> None:
+def test_the_error_of_a_socket_address_says_how_to_write_it(listen: Any) -> None:
     said = fault(listen=listen)
     assert "expected a string or a list of strings, not " in said
     assert said.endswith((": write '127.0.0.1:25'", ": write '[::1]:25'"))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_an_address_to_listen_on_is_no_hostname(address: str) -> None:
+def test_an_address_is_not_a_hostname(address: str) -> None:
     assert "the address to listen on belongs in listen" in fault(hostname=address)
     assert Config.build({"hostname": f"[{address}]"}).hostname == f"[{address}]"
 

@@ -73,7 +73,7 @@ def led_to(state: State, common: Shared) -> Offline:
 @pytest.mark.parametrize("fast", [True, False], ids=["fast path", "slow path"])
 @pytest.mark.parametrize("state", TAKES_COMMANDS)
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_a_command_does_what_its_row_says(command: Command, state: State, fast: bool) -> None:
+def test_a_command_behaves_as_its_row_says(command: Command, state: State, fast: bool) -> None:
     offline = led_to(state, shared(lmtp=command.lmtp))
     dialogue = offline.dialogue
     dialogue.fast &= fast
@@ -98,7 +98,7 @@ def test_a_command_does_what_its_row_says(command: Command, state: State, fast: 
 
 
 @pytest.mark.parametrize("name", sorted(NEVER))
-def test_what_is_never_to_be_had_is_known_and_refused(name: str) -> None:
+def test_a_command_that_is_not_implemented_is_rejected(name: str) -> None:
     dialogue = led_to(State.READY, shared()).dialogue
     dialogue.out = b""
     dialogue.receive(name.lower().encode() + b" example.com\r\n")
@@ -117,7 +117,7 @@ def reply_where(command: Command, state: State, **required: bool) -> bytes:
 
 @pytest.mark.parametrize("state", TAKES_COMMANDS[:-1])
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_before_tls_only_some_commands_come_where_it_is_required(
+def test_only_some_commands_are_allowed_before_a_required_tls(
     command: Command, state: State
 ) -> None:
     reply = reply_where(command, state, require_starttls=True)
@@ -126,9 +126,7 @@ def test_before_tls_only_some_commands_come_where_it_is_required(
 
 @pytest.mark.parametrize("state", TAKES_COMMANDS[:-1])
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_before_authentication_some_commands_do_not_come_where_it_is_required(
-    command: Command, state: State
-) -> None:
+def test_some_commands_are_rejected_before_a_required_auth(command: Command, state: State) -> None:
     reply = reply_where(command, state, auth_required=True)
     told_first = state is State.HELLO and state in command.otherwise
     refused = command.needs_auth and not told_first
@@ -143,7 +141,7 @@ def test_no_reply_is_given_in_a_state_that_takes_no_commands() -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.lmtp is not None])
-def test_a_command_of_the_other_protocol_is_none(command: Command) -> None:
+def test_a_command_of_the_other_protocol_is_rejected(command: Command) -> None:
     offline = Offline(shared(lmtp=not command.lmtp))
     offline.feed(LINES[command.name] + b"\r\n")
     assert offline.sent.splitlines()[-1].startswith(b"500 ")

@@ -72,7 +72,7 @@ def test_every_stream_has_one_result_however_it_is_cut(
     assert accepted > 40 or lmtp  # else the streams say little about messages
 
 
-def test_an_ended_dialogue_acts_on_nothing() -> None:
+def test_an_ended_dialogue_processes_no_input() -> None:
     offline = Offline(Shared(SMTP, Keep(), hostname="mx.example.com"))
     offline.feed(b"QUIT\r\nNOOP\r\n")
     offline.feed(b"NOOP\r\n")

@@ -74,7 +74,7 @@ def test_any_split_into_packets_gives_the_events_of_the_whole(
 @pytest.mark.parametrize("bare", MODES)
 @pytest.mark.parametrize("length", range(LINE_LIMIT - 3, LINE_LIMIT + 4))
 @pytest.mark.parametrize("ending", [b"\r\n", b"\n", b"\r\r\n", b"\0\r\n", b"\nx\r\n"])
-def test_a_line_about_the_limit_is_the_same_however_it_comes(
+def test_a_line_near_the_limit_is_the_same_however_it_is_split(
     bare: BareNewline, length: int, ending: bytes
 ) -> None:
     data = b"x" * length + ending + b"NOOP\r\n"
@@ -141,7 +141,7 @@ def read(data: bytes, limits: Limits, packet: int) -> Naive | None:
 @given(data=BODIES, limits=LIMITS, part=st.integers(1, 40))
 @example(data=b"abc\r", limits=Limits(size=3), part=1)
 @example(data=b"x" * 30 + b"\r\n\r\n", limits=Limits(33, 20, BareNewline.REJECT), part=31)
-def test_the_same_octets_in_chunks_are_judged_as_those_of_a_body(
+def test_octets_in_chunks_have_the_same_result_as_in_a_body(
     data: bytes, limits: Limits, part: int
 ) -> None:
     content = Content(*limits)
@@ -156,7 +156,7 @@ def test_the_same_octets_in_chunks_are_judged_as_those_of_a_body(
 @example(data=b"", limits=Limits(), packet=1, tail=b"")
 @example(data=b".", limits=Limits(), packet=1, tail=b".\r\n")
 @example(data=b"..\r\n.x\r\n\r\n..\r\n", limits=Limits(), packet=2, tail=b"NOOP\r\n")
-def test_a_body_is_what_a_line_by_line_reader_makes_of_it(
+def test_a_body_has_the_same_result_as_a_line_by_line_reader(
     data: bytes, limits: Limits, packet: int, tail: bytes
 ) -> None:
     for ending in (b"\r\n.\r\n", b".\r\n"):
@@ -193,7 +193,7 @@ def test_dots_are_unstuffed(sent: bytes, content: bytes) -> None:
         (b"a\n\r\nb\r\n", b"a\r\n\r\nb\r\n"),
     ],
 )
-def test_cr_before_cr_lf_makes_no_line_of_its_own(sent: bytes, content: bytes) -> None:
+def test_a_cr_before_cr_lf_does_not_add_a_line(sent: bytes, content: bytes) -> None:
     """CR CR LF is what becomes of CR LF in programs that make CR LF of each LF."""
     for packet in range(1, len(sent) + 1):
         assert read(sent + b".\r\n", Limits(bare=BareNewline.NORMALIZE), packet) == Naive(

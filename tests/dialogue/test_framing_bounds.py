@@ -27,7 +27,7 @@ def in_memory(size: int) -> int:
     bare=st.sampled_from(MODES),
     size=st.sampled_from([1, 40, 200]),
 )
-def test_a_body_holds_no_more_than_its_limit(
+def test_the_memory_of_a_body_is_limited(
     packets: list[bytes], bare: BareNewline, size: int
 ) -> None:
     body = Body(size, 0, bare)
@@ -40,7 +40,7 @@ def test_a_body_holds_no_more_than_its_limit(
 
 @pytest.mark.parametrize("packet", [b"x" * 4096, b"\r\n" * 2048, b"\n" * 4096, b"\r\n.." * 1024])
 @pytest.mark.parametrize("bare", MODES)
-def test_a_flood_into_a_body_is_not_held(packet: bytes, bare: BareNewline) -> None:
+def test_a_flood_into_a_body_is_not_stored(packet: bytes, bare: BareNewline) -> None:
     body = Body(100_000, 0, bare)
     for _ in range(1000):
         assert body.feed(packet) is None
@@ -52,7 +52,7 @@ def test_a_flood_into_a_body_is_not_held(packet: bytes, bare: BareNewline) -> No
 
 @pytest.mark.parametrize("packet", [b"x" * 4096, b"\r" * 4096, b"\n\r" * 2048, b"\0" * 4096])
 @pytest.mark.parametrize("bare", MODES)
-def test_a_flood_of_no_commands_is_not_held(packet: bytes, bare: BareNewline) -> None:
+def test_a_flood_without_line_ends_is_not_stored(packet: bytes, bare: BareNewline) -> None:
     framer = Framer(bare)
     for _ in range(1000):
         framer.feed(packet)
@@ -64,7 +64,7 @@ def test_a_flood_of_no_commands_is_not_held(packet: bytes, bare: BareNewline) ->
 
 @settings(max_examples=300, deadline=None)
 @given(packets=st.lists(STREAMS, max_size=30), bare=st.sampled_from(MODES))
-def test_a_framer_holds_no_more_than_a_line_and_a_packet(
+def test_a_framer_stores_at_most_a_line_and_a_packet(
     packets: list[bytes], bare: BareNewline
 ) -> None:
     with patch.object(framer_module, "LINE_LIMIT", SMALL_LINE):
@@ -77,7 +77,7 @@ def test_a_framer_holds_no_more_than_a_line_and_a_packet(
             assert framer.pending <= SMALL_LINE + 1  # and the CR of its end
 
 
-def test_a_chunk_that_is_not_wanted_is_not_held() -> None:
+def test_a_rejected_chunk_is_not_stored() -> None:
     chunk = Chunk(1_000_000, None)
     for _ in range(99):
         assert chunk.feed(b"x" * 10_000) is None
@@ -85,7 +85,7 @@ def test_a_chunk_that_is_not_wanted_is_not_held() -> None:
     assert chunk.feed(b"x" * 10_000 + b"rest") == 10_000
 
 
-def test_a_chunk_is_ended_by_its_size_and_by_nothing_else() -> None:
+def test_only_its_size_ends_a_chunk() -> None:
     framer = Framer(BareNewline.REJECT)
     content = Content(*Limits(bare=BareNewline.ACCEPT))
     chunk = Chunk(12, content)
@@ -156,7 +156,7 @@ MUCH = {
 @pytest.mark.parametrize("bare", MODES)
 @pytest.mark.parametrize("before", [b"", b"DATA\r\n", b"BDAT 99999999\r\n"])
 @pytest.mark.parametrize("what", MUCH)
-def test_the_work_grows_as_the_stream_does_however_it_comes(
+def test_the_work_is_linear_however_the_stream_is_split(
     what: str, before: bytes, bare: BareNewline
 ) -> None:
     def ways(count: int) -> list[tuple[list[bytes], bool]]:

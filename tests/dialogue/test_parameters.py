@@ -51,7 +51,7 @@ def test_parameters(text: str, params: dict[str, str | bool] | None) -> None:
 
 @settings(max_examples=1000)
 @given(text=st.text() | PIECES)
-def test_whatever_comes_is_parameters_or_none(text: str) -> None:
+def test_any_text_is_parameters_or_none(text: str) -> None:
     params = parse_params(text)
     if params is not None:
         words = [name if value is True else f"{name}={value}" for name, value in params.items()]

@@ -41,7 +41,7 @@ from smtpd_fork.dialogue.reply import LONGEST_TEXT, MOST_LINES, answer_of, repli
         (b"250 gr\xfc", "250 gr\ufffd"),
     ],
 )
-def test_a_text_with_one_clear_meaning_is_put_into_form(text: Any, reply: str) -> None:
+def test_a_text_with_a_clear_meaning_becomes_a_reply(text: Any, reply: str) -> None:
     assert Reply(text) == reply
     assert Reply(Reply(text)) == reply
 
@@ -53,7 +53,7 @@ def test_a_text_with_one_clear_meaning_is_put_into_form(text: Any, reply: str) -
         *("150 a", "650 a", "\u0662\u0665\u0660 ok", "250 a\r\n550 b", "550-a\n551 b"),
     ],
 )
-def test_a_text_without_a_code_or_with_several_is_no_reply(text: str) -> None:
+def test_a_text_without_a_code_or_with_several_is_not_a_reply(text: str) -> None:
     with pytest.raises(ValueError, match="reply"):
         Reply(text)
     with pytest.raises(TypeError, match="X has to return a reply"):
@@ -66,7 +66,7 @@ def test_a_reply_has_its_code_and_lines() -> None:
     assert isinstance(reply, str)
 
 
-def test_a_long_line_goes_on_in_the_next_one() -> None:
+def test_a_long_line_continues_on_the_next_one() -> None:
     reply = Reply("550 5.7.1 " + "word " * 300)
     assert len(reply.lines) == 3
     assert all(line.startswith("5.7.1 word") for line in reply.lines)
@@ -78,14 +78,14 @@ def test_a_long_line_goes_on_in_the_next_one() -> None:
 
 
 @pytest.mark.parametrize("text", ["x" * 10_000_000, "x\n" * 5_000_000, "x " * 5_000_000])
-def test_a_reply_has_an_end(text: str) -> None:
+def test_the_size_of_a_reply_is_limited(text: str) -> None:
     reply = Reply("550 " + text)
     assert len(reply.lines) <= MOST_LINES
     assert len(reply.encode()) <= MOST_LINES * (LONGEST_TEXT + 6)
 
 
 @pytest.mark.parametrize("code", ["334", "354"])
-def test_a_hook_cannot_ask_for_more(code: str) -> None:
+def test_a_hook_cannot_return_a_3yz_reply(code: str) -> None:
     with pytest.raises(TypeError, match="X has to return a reply"):
         answer_of("X", f"{code} go on")
 
@@ -102,12 +102,12 @@ def test_whatever_a_hook_answers_is_one_reply_or_an_error(status: str | bytes) -
 
 
 @given(st.lists(st.sampled_from(["250 a", "550-a\r\n550 b", "450"]), min_size=1, max_size=9))
-def test_replies_that_were_joined_are_found_again(replies: list[str]) -> None:
+def test_joined_replies_are_separated(replies: list[str]) -> None:
     assert replies_of("\r\n".join(replies)) == replies
 
 
 @given(texts.map(lambda text: "250-" + text))
-def test_what_is_pushed_is_whole_lines_of_one_code(status: str) -> None:
+def test_pushed_text_is_complete_lines_with_one_code(status: str) -> None:
     try:
         lines = sendable(status).encode()
     except ValueError:
@@ -117,7 +117,7 @@ def test_what_is_pushed_is_whole_lines_of_one_code(status: str) -> None:
 
 
 @given(texts, texts)
-def test_a_refusal_of_the_gate_is_one_line_whatever_its_words_are(text: str, key: str) -> None:
+def test_a_refusal_of_the_gate_is_one_line_whatever_its_text(text: str, key: str) -> None:
     refusal = Refusal("rule", key, 2, 1, text=text + "{key}")
     assert_well_formed(refusal.reply("mx.example.com"))
     assert refusal.reply("mx.example.com").count(b"\r\n") == 1

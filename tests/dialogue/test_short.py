@@ -136,7 +136,7 @@ def runner() -> Any:
 @example(stream=b"HELO x\r\nMAIL FROM:<raise@b.example>\r\nRSET\r\nNOOP\r\n", places=[])
 @example(stream=b"NOOP\r\n" * (3 * EVENTS_A_TURN) + b"QUIT\r\nNOOP\r\n", places=[])
 @settings(deadline=None)
-def test_the_short_way_and_the_long_way_and_any_packets_give_one_dialogue(
+def test_fast_path_slow_path_and_any_packets_give_the_same_dialogue(
     runner: asyncio.Runner, handler: Any, stream: bytes, places: list[int]
 ) -> None:
     expected = runner.run(talk(handler(), [stream], fast=False))
@@ -156,7 +156,7 @@ def test_the_short_way_and_the_long_way_and_any_packets_give_one_dialogue(
 @example(line=b"MAIL FROM:<a@" + b"b" * 63 + b">")
 @example(line=b"RCPT TO:<a@" + b"b" * 32 + b"." + b"c" * 31 + b">")
 @example(line=b"RCPT TO:<a@b." + b"c" * 64 + b">")
-def test_what_the_short_way_recognizes_the_long_way_reads_alike(line: bytes) -> None:
+def test_the_slow_path_reads_commands_of_the_fast_path_alike(line: bytes) -> None:
     assume(b"\r\n" not in line)  # it is one line
     match = frequent(line + b"\r\n")
     if match is None or match.end() > LONGEST:
@@ -180,7 +180,7 @@ def test_what_the_short_way_recognizes_the_long_way_reads_alike(line: bytes) -> 
         assert (word, rest) == (match[5].decode(), match[6].decode())
 
 
-def test_a_session_at_rest_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_uses_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lest the tests above compare the long way with itself."""
     monkeypatch.setattr(Framer, "feed", None)
     packets = [

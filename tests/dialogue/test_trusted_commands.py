@@ -70,7 +70,7 @@ def test_a_trusted_host_is_offered_both_commands_and_no_other_is() -> None:
 
 @pytest.mark.parametrize("before", [[], ["EHLO x"], ["EHLO x", MAIL], ["EHLO x", MAIL, RCPT]])
 @pytest.mark.parametrize("command", [NAMED, "XCLIENT", "XCLIENT nonsense", "XFORWARD NAME=x"])
-def test_another_host_may_not_whatever_it_says(before: list[str], command: str) -> None:
+def test_another_host_may_not_send_them(before: list[str], command: str) -> None:
     host = Host(shared_by(), trusted=False)
     assert host.say(*before, command) == "550 5.7.0 Error: insufficient authorization\r\n"
     assert host.peer == ("192.0.2.2", 25)
@@ -84,7 +84,7 @@ def test_without_a_trusted_host_the_commands_are_unknown(command: str) -> None:
     assert host.dialogue.errors == 1
 
 
-def test_help_tells_of_them_where_they_may_be_sent() -> None:
+def test_help_lists_them_for_trusted_hosts() -> None:
     shared = shared_by()
     assert "XCLIENT XFORWARD" in Host(shared).say("EHLO x", "HELP")
     assert Host(shared).say("EHLO x", "HELP xclient").startswith("250 2.0.0 Syntax: XCLIENT")
@@ -95,7 +95,7 @@ def test_help_tells_of_them_where_they_may_be_sent() -> None:
 
 
 @pytest.mark.parametrize("before", [[], ["HELO x"], ["EHLO x"], ["EHLO x", MAIL, "RSET"]])
-def test_xclient_begins_the_session_anew_for_the_client(before: list[str]) -> None:
+def test_xclient_begins_the_session_again_for_the_client(before: list[str]) -> None:
     handler = Sessions()
     host = Host(shared_by(handler))
     greeting = "220 mx.example.com Python SMTP"
@@ -112,7 +112,7 @@ def test_xclient_begins_the_session_anew_for_the_client(before: list[str]) -> No
 
 @pytest.mark.parametrize("command", [NAMED, "XFORWARD NAME=x"])
 @pytest.mark.parametrize("within", [[MAIL], [MAIL, RCPT], [MAIL, RCPT, "BDAT 3\r\nxyz"]])
-def test_neither_may_come_within_a_transaction(within: list[str], command: str) -> None:
+def test_both_are_rejected_within_a_transaction(within: list[str], command: str) -> None:
     host = Host(shared_by())
     assert host.say("EHLO x", *within[:-1]) != ""
     host.feed(f"{within[-1]}\r\n".encode().replace(b"xyz\r\n", b"xyz"))
@@ -120,7 +120,7 @@ def test_neither_may_come_within_a_transaction(within: list[str], command: str) 
     assert host.say("RSET", command)[:3] in {"220", "250"}
 
 
-def test_helo_and_proto_introduce_the_client() -> None:
+def test_helo_and_proto_set_the_name_and_protocol_of_the_client() -> None:
     handler = Sessions()
     host = Host(shared_by(handler))
     host.say("XCLIENT ADDR=198.51.100.7 HELO=mail.example PROTO=ESMTP")
@@ -151,7 +151,7 @@ def test_each_client_has_its_own_limits_of_errors() -> None:
     assert host.dialogue.errors == host.dialogue.rejects == 0
 
 
-def test_the_address_that_the_client_connected_to_and_its_name_are_noted() -> None:
+def test_the_destination_address_and_the_name_are_stored() -> None:
     host = Host(shared_by())
     host.transport = object()  # type: ignore[assignment] # there is one
     host.say("XCLIENT ADDR=198.51.100.7 NAME=mail.example DESTADDR=192.0.2.25 DESTPORT=587")
@@ -175,7 +175,7 @@ def test_a_client_without_an_address_is_like_one_of_a_unix_socket(word: str) -> 
     assert host.dialogue.session.peer == ""
 
 
-def test_xforward_holds_for_one_message() -> None:
+def test_xforward_applies_to_one_message() -> None:
     handler = Sessions()
     host = Host(shared_by(handler))
     ok = "250 2.0.0 OK\r\n"
@@ -230,7 +230,7 @@ def test_a_malformed_attribute_is_501_and_changes_nothing(words: str, fault: str
     assert host.dialogue.session.peer is None
 
 
-def test_a_command_has_room_for_all_attributes_and_no_more() -> None:
+def test_the_line_limit_allows_all_attributes_and_no_more() -> None:
     host = Host(shared_by())
     long = "x" * 255
     words = f"ADDR=198.51.100.7 NAME={'a' * 60} HELO={long} LOGIN={long} REVERSE_NAME={'b' * 60}"
@@ -240,7 +240,7 @@ def test_a_command_has_room_for_all_attributes_and_no_more() -> None:
 
 
 @given(st.text())
-def test_xtext_is_one_word_and_says_what_it_was_made_of(text: str) -> None:
+def test_xtext_is_one_word_and_can_be_decoded(text: str) -> None:
     try:
         word = to_xtext(text)
     except UnicodeEncodeError:
@@ -251,7 +251,7 @@ def test_xtext_is_one_word_and_says_what_it_was_made_of(text: str) -> None:
 
 
 @given(st.text(), st.sampled_from([XCLIENT, XFORWARD]))
-def test_any_argument_is_read_or_refused(text: str, known: Any) -> None:
+def test_any_argument_is_parsed_or_rejected(text: str, known: Any) -> None:
     with suppress(ValueError):
         attributes = parse_attributes(text, known)
         assert attributes.keys() <= known.keys()

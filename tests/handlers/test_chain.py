@@ -26,7 +26,7 @@ class Says:
         setattr(self, f"handle_{hook}", answer_it)
 
 
-async def test_the_first_answer_wins_and_nobody_after_it_is_asked() -> None:
+async def test_the_first_answer_is_used_and_no_later_handler_is_called() -> None:
     asked: list[str] = []
     chain: Any = Chain(
         [Says("a", MISSING, asked), Says("b", "550 no", asked), Says("c", "250 ok", asked)]
@@ -35,14 +35,14 @@ async def test_the_first_answer_wins_and_nobody_after_it_is_asked() -> None:
     assert asked == ["a", "b"]
 
 
-async def test_no_opinion_of_anybody_is_no_opinion() -> None:
+async def test_missing_of_all_handlers_is_missing() -> None:
     asked: list[str] = []
     chain: Any = Chain([Says("a", MISSING, asked), Says("b", MISSING, asked)])
     assert await chain.handle_RCPT() is MISSING
     assert asked == ["a", "b"]
 
 
-async def test_a_hook_that_raises_ends_the_asking() -> None:
+async def test_after_a_hook_that_raises_no_other_is_called() -> None:
     asked: list[str] = []
     chain: Any = Chain([Says("a", ValueError("no"), asked), Says("b", "250 ok", asked)])
     with pytest.raises(ValueError, match="no"):
@@ -50,7 +50,7 @@ async def test_a_hook_that_raises_ends_the_asking() -> None:
     assert asked == ["a"]
 
 
-async def test_everybody_is_told_of_a_disconnect_whatever_the_others_do() -> None:
+async def test_disconnect_is_called_for_every_handler() -> None:
     asked: list[str] = []
     chain: Any = Chain(
         [
@@ -74,7 +74,7 @@ def test_a_chain_has_only_the_hooks_that_its_handlers_have() -> None:
     assert hooks == {"handle_RCPT", "handle_DATA"}
 
 
-async def test_each_ehlo_hook_gets_what_the_one_before_made_of_the_replies() -> None:
+async def test_each_ehlo_hook_gets_the_replies_of_the_previous_one() -> None:
     class Adds:
         def __init__(self, line: str) -> None:
             self.line = line
@@ -99,9 +99,7 @@ async def test_each_ehlo_hook_gets_what_the_one_before_made_of_the_replies() -> 
 
 
 @pytest.mark.parametrize(("fails", "code"), [(False, 550), (True, 451)])
-async def test_where_a_handler_refuses_ehlo_the_name_that_one_before_it_took_is_forgotten(
-    fails: bool, code: int
-) -> None:
+async def test_if_a_handler_rejects_ehlo_the_name_is_restored(fails: bool, code: int) -> None:
     class Takes(Discard):
         async def handle_EHLO(
             self, server: Any, session: Any, envelope: Any, name: str, lines: list[str]
@@ -125,7 +123,7 @@ async def test_where_a_handler_refuses_ehlo_the_name_that_one_before_it_took_is_
         assert (await client.say("MAIL FROM:<a@example.com>")).code == 503
 
 
-async def test_a_handlers_own_word_on_exceptions_is_kept() -> None:
+async def test_handle_exception_of_a_handler_is_used() -> None:
     class Excuses:
         async def handle_exception(self, error: Exception) -> str:
             return f"450 4.0.0 {type(error).__name__}"
@@ -138,7 +136,7 @@ async def test_a_handlers_own_word_on_exceptions_is_kept() -> None:
         assert await client.say("RCPT TO:<d@e.f>") == (450, ["4.0.0 KeyError"])
 
 
-async def test_an_old_process_message_still_takes_messages() -> None:
+async def test_process_message_still_receives_messages() -> None:
     class Old:
         def __init__(self) -> None:
             self.taken: list[Any] = []
@@ -153,14 +151,16 @@ async def test_an_old_process_message_still_takes_messages() -> None:
     assert old.taken == [("a@example.com", ["b@example.com"], b"x\r\n")]
 
 
-def test_a_sink_that_would_get_no_message_is_a_fault_of_the_chain(tmp_path: Any) -> None:
+def test_a_sink_that_gets_no_message_is_an_error_of_the_chain(tmp_path: Any) -> None:
     behind = Maildir(tmp_path)
     [fault] = Chain([Says("a", MISSING, []), Debug(), behind]).faults
     assert fault == "the sink maildir gets no message: debug takes all messages before it"
     assert Chain([behind]).faults == []
 
 
-async def test_debug_prints_what_a_terminal_can_bear(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_debug_prints_nothing_that_acts_on_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     async with greeted(Debug()) as client:
         assert (await client.deliver("Subject: x\r\n\r\nred \x1b[31m\r\n")).code == 250
     printed = capsys.readouterr().out

@@ -31,7 +31,7 @@ class Enlarges:
 
 
 @pytest.mark.parametrize(("size", "code"), [(150 * KIB, "250"), (400 * KIB, "452")])
-async def test_a_message_counts_with_the_size_that_a_handler_gives_it(size: int, code: str) -> None:
+async def test_a_message_is_charged_with_its_size_after_a_handler(size: int, code: str) -> None:
     used = []
 
     class Looks(Keeps):
@@ -59,7 +59,7 @@ async def test_a_message_that_a_handler_makes_smaller_is_charged_for_less() -> N
         assert (await send(client, "x@a.example", body=body))[-1][:3] == "250"
 
 
-async def test_what_a_handler_replaces_is_freed_before_the_next_one_is_asked() -> None:
+async def test_replaced_content_is_freed_before_the_next_handler_is_called() -> None:
     size = 4 * KIB * KIB
     async with greeted([*(Enlarges(size) for _ in range(4)), Keeps()]) as client:
         body = "X: y\r\n\r\n" + ("z" * 70 + "\r\n") * (size // 72)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pytest
 
 
-def test_what_is_done_is_forgotten_and_all_else_after_an_hour() -> None:
+def test_finished_messages_are_forgotten_at_once_and_others_after_an_hour() -> None:
     now = [0.0]
     memory = DeliveredParts(lambda: now[0])
     memory.remember("k", {"one": frozenset({"a@x", "b@x"}), "two": frozenset()})
@@ -25,7 +25,7 @@ def test_what_is_done_is_forgotten_and_all_else_after_an_hour() -> None:
     assert memory._bytes == 0
 
 
-def test_messages_to_many_recipients_do_not_take_more_memory(
+def test_the_memory_for_recipients_is_limited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("smtpd_fork.handlers.delivered_parts.MOST_BYTES", 1_000_000)

@@ -50,7 +50,7 @@ async def test_a_message_is_synced_before_it_is_answered(maildir: Maildir, disk:
         ("sync file", errno.ENOSPC, 452),
     ],
 )
-async def test_a_message_is_nowhere_after_any_step_failed(
+async def test_no_file_remains_after_a_failed_step(
     step: str, number: int, code: int, maildir: Maildir, disk: Disk
 ) -> None:
     async with greeted(maildir) as client:
@@ -64,7 +64,7 @@ async def test_a_message_is_nowhere_after_any_step_failed(
     assert len(left(maildir)) == 1
 
 
-async def test_a_rename_that_fails_and_was_done_all_the_same_leaves_nothing(
+async def test_a_rename_that_reports_an_error_but_was_done_leaves_no_file(
     maildir: Maildir, disk: Disk
 ) -> None:
     """As over NFS, when the answer to it is lost."""
@@ -74,7 +74,7 @@ async def test_a_rename_that_fails_and_was_done_all_the_same_leaves_nothing(
     assert left(maildir) == []
 
 
-async def test_what_can_neither_be_stored_nor_removed_is_named_in_the_log(
+async def test_a_file_that_can_neither_be_stored_nor_removed_is_logged(
     maildir: Maildir,
     disk: Disk,
     monkeypatch: pytest.MonkeyPatch,
@@ -98,7 +98,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-async def test_a_disk_that_is_read_only_for_a_while_has_each_message_once(small_disk: Path) -> None:
+async def test_each_message_is_stored_once_after_a_disk_was_read_only(small_disk: Path) -> None:
     maildir = Maildir(small_disk / "M")
     async with greeted(maildir) as client:
         assert (await client.deliver("Subject: 1\r\n\r\n")).code == 250
@@ -117,7 +117,7 @@ async def test_a_disk_that_is_read_only_for_a_while_has_each_message_once(small_
     ("step", "after"),
     [*((step, False) for step in STEPS), ("rename", True), ("sync directory", True)],
 )
-async def test_a_message_that_took_too_long_is_not_stored_behind_its_451(
+async def test_a_message_that_took_too_long_is_not_stored_after_its_451(
     step: str, after: bool, maildir: Maildir, disk: Disk
 ) -> None:
     async with greeted(maildir, handler_timeout=0.5) as client:
@@ -133,7 +133,7 @@ async def test_a_message_that_took_too_long_is_not_stored_behind_its_451(
     assert len(left(maildir)) == 1
 
 
-async def test_a_message_that_is_removed_only_once_the_disk_works_again_is_removed(
+async def test_a_message_is_removed_when_the_disk_works_again(
     maildir: Maildir, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """unlink(2) hangs as well: the answer does not wait for it longer than a second."""
@@ -150,7 +150,7 @@ async def test_a_message_that_is_removed_only_once_the_disk_works_again_is_remov
     assert left(maildir) == []
 
 
-async def test_a_message_that_waits_behind_a_disk_that_hangs_is_never_begun(
+async def test_a_message_that_waits_for_a_hanging_disk_is_never_begun(
     tmp_path: Path, disk: Disk
 ) -> None:
     maildir = Maildir(tmp_path, writers=1)
@@ -230,7 +230,7 @@ async def handed_in_and_done(maildir: Maildir) -> asyncio.Task[str]:
     return task
 
 
-async def test_a_message_that_was_stored_before_it_was_given_up_is_answered_250(
+async def test_a_message_that_was_stored_before_its_cancellation_gets_250(
     tmp_path: Path,
 ) -> None:
     maildir = Maildir(tmp_path, writers=1)
@@ -243,7 +243,7 @@ async def test_a_message_that_was_stored_before_it_was_given_up_is_answered_250(
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_a_message_that_was_given_up_before_it_was_stored_is_cancelled(
+async def test_a_message_that_was_cancelled_before_it_was_stored_is_not_stored(
     step: str, maildir: Maildir, disk: Disk
 ) -> None:
     with disk.hangs(step) as hang:
@@ -256,7 +256,7 @@ async def test_a_message_that_was_given_up_before_it_was_stored_is_cancelled(
     assert left(maildir) == []
 
 
-async def test_a_write_that_fails_while_it_is_given_up_is_no_error_of_the_loop(
+async def test_a_write_that_fails_during_cancellation_is_not_reported_to_the_loop(
     tmp_path: Path, disk: Disk
 ) -> None:
     maildir = Maildir(tmp_path, writers=1)
@@ -270,7 +270,7 @@ async def test_a_write_that_fails_while_it_is_given_up_is_no_error_of_the_loop(
     assert left(maildir) == []
 
 
-async def test_the_message_of_a_client_that_is_gone_is_stored_once(
+async def test_the_message_of_a_client_that_has_gone_is_stored_once(
     maildir: Maildir, disk: Disk
 ) -> None:
     """Some clients never wait for the answer; what they sent to its end would be lost."""
@@ -285,7 +285,7 @@ async def test_the_message_of_a_client_that_is_gone_is_stored_once(
     assert len(left(maildir)) == 1
 
 
-async def test_a_session_lives_on_after_a_message_that_was_stored_at_the_last_moment(
+async def test_a_session_continues_after_a_message_stored_at_the_last_moment(
     maildir: Maildir, disk: Disk
 ) -> None:
     """The time limit of the hook that has passed is not that of the next command."""

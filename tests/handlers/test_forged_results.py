@@ -75,7 +75,7 @@ async def test_a_forged_field_is_removed_before_the_first_filter_and_those_of_fi
     assert stored == added * 2 + first.seen[0]
 
 
-async def test_it_is_removed_without_any_filter_too() -> None:
+async def test_a_forged_field_is_removed_without_filters() -> None:
     assert await sent(FORGED + PLAIN) == PLAIN.encode()
     assert await sent(OTHERS + PLAIN) == (OTHERS + PLAIN).encode()
 
@@ -172,7 +172,7 @@ async def test_a_hook_that_needs_no_task_still_needs_none() -> None:
     assert hook.may_end_at_once
 
 
-def test_it_is_so_under_aiosmtpd() -> None:
+def test_forged_fields_are_removed_under_aiosmtpd() -> None:
     seen = Adds()
     chain = Chain([seen, Discard()])
     port = free_port("127.0.0.1")

@@ -62,7 +62,7 @@ def stored(maildir: Maildir) -> list[str]:
     return sorted(path.read_text().splitlines()[-1] for path in files)
 
 
-async def test_what_waits_is_written_with_one_sync_of_the_directory(
+async def test_waiting_messages_are_written_with_one_sync_of_the_directory(
     maildir: Maildir, disk: Disk
 ) -> None:
     with disk.hangs("close directory") as hang:
@@ -90,7 +90,9 @@ async def test_every_file_of_a_group_is_synced_before_the_first_is_renamed(
 
 
 @pytest.mark.parametrize("step", ["create", "write", "sync file", "close file", "rename"])
-async def test_a_message_that_fails_fails_alone(step: str, maildir: Maildir, disk: Disk) -> None:
+async def test_an_error_of_one_message_does_not_affect_the_others(
+    step: str, maildir: Maildir, disk: Disk
+) -> None:
     with disk.hangs("close directory") as hang:
         tasks = await group(maildir, hang, *"abc")
         disk.fails(step, errno.EPERM, once=True)
@@ -111,9 +113,7 @@ async def test_a_directory_that_cannot_be_synced_fails_all_of_the_group(
     assert stored(maildir) == ["first", "later"]
 
 
-async def test_one_that_is_given_up_is_no_matter_of_the_others(
-    maildir: Maildir, disk: Disk
-) -> None:
+async def test_a_cancelled_message_does_not_affect_the_others(maildir: Maildir, disk: Disk) -> None:
     with disk.hangs("close directory") as hang:
         tasks = await group(maildir, hang, *"abc")
         again = disk.hangs("sync file")
@@ -130,7 +130,7 @@ async def test_one_that_is_given_up_is_no_matter_of_the_others(
     assert stored(maildir) == ["a", "c", "first"]
 
 
-async def test_one_that_is_given_up_before_its_group_begins_is_held_no_longer(
+async def test_a_message_cancelled_before_its_group_begins_is_freed(
     maildir: Maildir, disk: Disk
 ) -> None:
     """Not for as long as the disk hangs: it may be large."""
@@ -145,7 +145,7 @@ async def test_one_that_is_given_up_before_its_group_begins_is_held_no_longer(
     assert disk.steps.count("create") == 1
 
 
-async def test_a_group_has_an_end(
+async def test_the_size_of_a_group_is_limited(
     maildir: Maildir, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maildir_writer, "GROUP_MESSAGES", 4)
@@ -167,7 +167,7 @@ async def test_a_small_message_does_not_wait_for_several_large_ones(
     assert disk.steps.count("sync directory") == 1 + 3
 
 
-async def test_what_waits_is_stored_before_the_end(maildir: Maildir, disk: Disk) -> None:
+async def test_waiting_messages_are_stored_before_the_end(maildir: Maildir, disk: Disk) -> None:
     with disk.hangs("sync file") as hang:
         tasks = await group(maildir, hang, *"abc")
         end = asyncio.create_task(maildir.close())
@@ -177,7 +177,7 @@ async def test_what_waits_is_stored_before_the_end(maildir: Maildir, disk: Disk)
     assert await codes(tasks) == ["250"] * 3
 
 
-async def test_where_a_sync_takes_long_others_of_the_group_are_synced_at_once(
+async def test_during_a_slow_sync_other_files_of_the_group_are_synced(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maildir = Maildir(tmp_path / "M", writers=3)
@@ -227,7 +227,9 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-async def test_one_that_fills_the_disk_leaves_it_to_the_others(tiny_disk: Path, disk: Disk) -> None:
+async def test_a_message_that_fills_the_disk_does_not_affect_the_others(
+    tiny_disk: Path, disk: Disk
+) -> None:
     maildir = Maildir(tiny_disk, writers=1)
     maildir.prepare()
     with disk.hangs("close directory") as hang:

@@ -119,7 +119,7 @@ def test_check_and_config_show_no_argument(folder: Path) -> None:
     ],
     ids=range(8),
 )
-def test_a_fault_in_a_file_shows_no_argument(folder: Path, text: str) -> None:
+def test_an_error_in_a_file_shows_no_argument(folder: Path, text: str) -> None:
     (folder / "c.toml").write_text(text)
     ended = run("check", "--config", "c.toml", cwd=folder)
     assert ended.returncode == 78, ended.stderr
@@ -162,13 +162,13 @@ def test_a_handler_is_shown_without_arguments(text: str, shown: str) -> None:
     assert shown_handler(text) == shown
 
 
-def test_an_error_is_shown_without_what_it_repeats_of_the_arguments() -> None:
+def test_an_error_is_shown_without_arguments_that_it_repeats() -> None:
     arguments = "smtp://user:p%40ss@host/x?key=abc,plain"
     for said in ("p%40ss", "p@ss", "key=abc", "abc", "plain", arguments, "['plain']"):
         assert without_arguments(f"ValueError: no {said}", arguments).count("***"), said
     assert without_arguments("ValueError: no x", "x") == "ValueError: no x"
 
 
-def test_secrets_that_can_be_seen_are_hidden() -> None:
+def test_recognizable_secrets_are_hidden() -> None:
     said = hidden("shop:Orders:redis://me:s3cret@db/1,https://host/a@b,password=tiger,token=x;y")
     assert said == "shop:Orders:redis://me:***@db/1,https://host/a@b,password=***,token=***;y"

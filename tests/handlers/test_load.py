@@ -57,7 +57,7 @@ def test_discard_and_debug_are_known_by_name() -> None:
     assert isinstance(load_handler("debug"), Debug)
 
 
-def test_maildir_takes_a_path_and_makes_it_absolute(
+def test_the_path_of_a_maildir_is_made_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -66,23 +66,25 @@ def test_maildir_takes_a_path_and_makes_it_absolute(
     assert handler.path == tmp_path / "in/box"
 
 
-def test_maildir_alone_is_the_one_in_the_current_folder(
+def test_maildir_without_a_path_is_in_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_handler("maildir").path == tmp_path / "Maildir"
 
 
-def test_a_maildirs_path_may_hold_colons_and_commas(tmp_path: Path) -> None:
+def test_the_path_of_a_maildir_may_have_colons_and_commas(tmp_path: Path) -> None:
     assert load_handler(f"maildir:{tmp_path}/a:b,c").path == tmp_path / "a:b,c"
 
 
-def test_a_maildirs_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_of_a_maildir_may_begin_with_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_handler("maildir:~/Maildir").path == tmp_path / "Maildir"
 
 
-def test_loading_a_maildir_makes_nothing_yet(tmp_path: Path) -> None:
+def test_loading_a_maildir_creates_no_files(tmp_path: Path) -> None:
     load_handler(f"maildir:{tmp_path}/box")
     assert not (tmp_path / "box").exists()
 
@@ -91,14 +93,14 @@ def test_loading_a_maildir_makes_nothing_yet(tmp_path: Path) -> None:
     "text",
     ["", "nosuch", "maildir:", "debug:", "debug:x", "discard:x", "maildir:~no-such-user/Maildir"],
 )
-def test_what_a_built_in_name_cannot_mean_is_refused(text: str) -> None:
+def test_an_invalid_argument_of_a_built_in_handler_is_an_error(text: str) -> None:
     with pytest.raises(HandlerError) as caught:
         load_handler(text)
     assert repr(shown_handler(text)) in str(caught.value)
     assert caught.value.exit_status == ExitStatus.CONFIG
 
 
-def test_an_unknown_name_is_told_the_known_ones() -> None:
+def test_the_error_of_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(HandlerError, match=r"no such name \(accept, auth, debug, "):
         load_handler("nosuch")
 
@@ -106,27 +108,27 @@ def test_an_unknown_name_is_told_the_known_ones() -> None:
 # -- module:attr -------------------------------------------------------------------------------
 
 
-def test_a_class_is_made_an_instance(write: Write) -> None:
+def test_a_class_is_instantiated(write: Write) -> None:
     module = write(CLASS)
     assert load_handler(f"{module}:Handler").args == ()
 
 
-def test_a_class_gets_the_arguments_that_follow(write: Write) -> None:
+def test_a_class_gets_the_arguments_after_its_name(write: Write) -> None:
     module = write(CLASS)
     assert load_handler(f"{module}:Handler:one,two").args == ("one", "two")
 
 
-def test_an_argument_may_hold_a_colon(write: Write) -> None:
+def test_an_argument_may_contain_a_colon(write: Write) -> None:
     module = write(CLASS)
     assert load_handler(f"{module}:Handler:host:25,x").args == ("host:25", "x")
 
 
-def test_an_instance_is_taken_as_it_is(write: Write) -> None:
+def test_an_instance_is_used_unchanged(write: Write) -> None:
     module = write(CLASS + "instance = Handler('mine')\n")
     assert load_handler(f"{module}:instance") is sys.modules[module].__dict__["instance"]
 
 
-def test_an_instance_that_can_be_called_is_not_called(write: Write) -> None:
+def test_a_callable_instance_is_not_called(write: Write) -> None:
     module = write(CLASS + "    def __call__(self):\n        1 / 0\n\ninstance = Handler()\n")
     assert load_handler(f"{module}:instance").args == ()
 
@@ -156,7 +158,7 @@ def test_a_module_of_a_package_may_be_named(tmp_path: Path, write: Write) -> Non
     assert load_handler(f"{package}.below:Handler").args == ()
 
 
-def test_the_current_folder_is_looked_in_once(tmp_path: Path, write: Write) -> None:
+def test_the_current_directory_is_added_to_the_path_once(tmp_path: Path, write: Write) -> None:
     module = write(CLASS)
     load_handler(f"{module}:Handler")
     load_handler(f"{module}:Handler")
@@ -170,7 +172,7 @@ def test_aiosmtpds_own_handlers_run_unchanged(tmp_path: Path) -> None:
     assert str(mailbox.mail_dir) == f"{tmp_path}/box"
 
 
-def test_a_class_with_from_cli_is_made_by_it(write: Write) -> None:
+def test_a_class_with_from_cli_is_created_by_it(write: Write) -> None:
     module = write(
         CLASS + "    @classmethod\n"
         "    def from_cli(cls, parser, *args):\n"
@@ -179,7 +181,7 @@ def test_a_class_with_from_cli_is_made_by_it(write: Write) -> None:
     assert load_handler(f"{module}:Handler:x").args == ("from the command line", "x")
 
 
-def test_what_from_cli_complains_of_is_a_handler_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_from_cli_is_a_handler_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(HandlerError, match="handlers:Mailbox") as caught:
         load_handler("aiosmtpd.handlers:Mailbox")
     assert "\n" not in str(caught.value)
@@ -224,7 +226,7 @@ FAULTS = {
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_handler_that_cannot_be_had_is_one_line_that_says_why(fault: str, write: Write) -> None:
+def test_a_handler_that_cannot_be_loaded_is_an_error_of_one_line(fault: str, write: Write) -> None:
     source, attr, reason = FAULTS[fault]
     text = f"{write(source)}:{attr}"
     with pytest.raises(HandlerError) as caught:
@@ -235,12 +237,12 @@ def test_a_handler_that_cannot_be_had_is_one_line_that_says_why(fault: str, writ
     assert "\n" not in message
 
 
-def test_a_module_that_does_not_exist_is_said_not_to() -> None:
+def test_a_module_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(HandlerError, match="cannot import no_such_module: ModuleNotFoundError"):
         load_handler("no_such_module:x")
 
 
-def test_a_misspelt_name_of_a_built_in_handler_is_taken_for_what_it_is() -> None:
+def test_a_misspelt_name_of_a_built_in_handler_gets_a_hint() -> None:
     with pytest.raises(HandlerError, match=r"did you mean webhook\?$"):
         load_handler("webhok:example:8080")
 
@@ -248,7 +250,7 @@ def test_a_misspelt_name_of_a_built_in_handler_is_taken_for_what_it_is() -> None
 @pytest.mark.parametrize(
     "text", [":", ":x", "x:", "a b:c", "../up:x", "json:", "json:JSON Decoder", "json::x", "1a:b"]
 )
-def test_what_is_no_module_and_attribute_is_not_imported(text: str) -> None:
+def test_text_that_is_not_a_module_and_attribute_is_not_imported(text: str) -> None:
     with pytest.raises(HandlerError, match="not a module:attr"):
         load_handler(text)
 
@@ -281,12 +283,12 @@ def test_a_handler_that_would_get_no_message_is_an_error_and_one_before_a_sink_i
         load_handlers(["discard", f"{module}:Handler"])
 
 
-def test_one_wrong_name_spoils_the_chain() -> None:
+def test_one_wrong_name_is_an_error_of_the_chain() -> None:
     with pytest.raises(HandlerError, match="'nosuch'"):
         load_handlers(["discard", "nosuch"])
 
 
-def test_a_handler_error_of_a_handlers_own_keeps_its_words(write: Write) -> None:
+def test_a_handler_error_of_a_user_keeps_its_text(write: Write) -> None:
     module = write(
         "from smtpd_fork.errors import HandlerError\n"
         "def make():\n    raise HandlerError('the moon is full')\n"
@@ -295,7 +297,7 @@ def test_a_handler_error_of_a_handlers_own_keeps_its_words(write: Write) -> None
         load_handler(f"{module}:make")
 
 
-def test_what_went_wrong_is_kept_as_the_cause(write: Write) -> None:
+def test_the_original_exception_is_the_cause(write: Write) -> None:
     module = write("raise KeyError('x')")
     with pytest.raises(HandlerError) as caught:
         load_handler(f"{module}:x")
@@ -325,7 +327,7 @@ class Spool(Sink):
 """
 
 
-def test_arguments_of_a_sink_of_ones_own_are_typed(write: Write) -> None:
+def test_arguments_of_a_users_sink_are_typed(write: Write) -> None:
     module = write(OURS)
     assert load_handler(f"{module}:Spool:in,3").given == ("in", 3, "")
     assert load_handler(f"{module}:Spool:in,password=x=y").given == ("in", 5, "x=y")
@@ -341,7 +343,7 @@ def test_arguments_of_a_sink_of_ones_own_are_typed(write: Write) -> None:
         (":in,0,hunter2", "limit '***': must be at least 1, ***"),
     ],
 )
-def test_a_wrong_key_of_a_sink_of_ones_own_is_named(
+def test_the_error_of_a_users_sink_names_the_wrong_key(
     arguments: str, says: str, write: Write
 ) -> None:
     with pytest.raises(HandlerError, match=f": {re.escape(says)}$"):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 
-async def test_a_message_lies_in_new_with_its_trace_on_top_and_lines_of_unix(
+async def test_a_message_is_stored_in_new_with_its_trace_and_unix_line_ends(
     tmp_path: Path,
 ) -> None:
     async with (
@@ -59,7 +59,7 @@ async def test_a_message_lies_in_new_with_its_trace_on_top_and_lines_of_unix(
     assert list((tmp_path / "M" / "tmp").iterdir()) == []
 
 
-async def test_a_message_over_tls_says_so_and_names_the_cipher(
+async def test_received_names_tls_and_the_cipher(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     async with greeted(Maildir(tmp_path), tls_context=certificates.server) as client:
@@ -71,7 +71,7 @@ async def test_a_message_over_tls_says_so_and_names_the_cipher(
     assert re.search(r"\n\t\(TLSv1\.\d cipher \S+ bits \d+\)\n", text)
 
 
-async def test_files_are_private_and_named_as_maildir_wants(tmp_path: Path) -> None:
+async def test_files_are_private_and_named_by_the_rules_of_maildir(tmp_path: Path) -> None:
     async with greeted(Maildir(tmp_path / "M")) as client:
         await client.deliver()
     (path,) = (tmp_path / "M" / "new").iterdir()
@@ -80,7 +80,7 @@ async def test_files_are_private_and_named_as_maildir_wants(tmp_path: Path) -> N
     assert re.fullmatch(r"\d+\.M\d+P\d+Q\d+\.[\w.-]+", path.name)
 
 
-async def test_many_messages_at_once_are_all_there(tmp_path: Path) -> None:
+async def test_many_concurrent_messages_are_all_stored(tmp_path: Path) -> None:
     async def one(address: Any, number: int) -> None:
         async with await Client.to(address) as client:
             await client.greet()
@@ -118,7 +118,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-async def test_a_full_disk_is_452_and_nothing_is_half_there(tiny_disk: Path) -> None:
+async def test_a_full_disk_is_452_and_leaves_no_partial_file(tiny_disk: Path) -> None:
     async with greeted(Maildir(tiny_disk)) as client:
         reply = await client.deliver("x" * 70 + "\r\n" + ("y" * 70 + "\r\n") * 2000)
         assert (reply.code, reply.text[:5]) == (452, "4.3.1")
@@ -128,7 +128,7 @@ async def test_a_full_disk_is_452_and_nothing_is_half_there(tiny_disk: Path) -> 
     assert len(messages(tiny_disk)) == 1
 
 
-def test_a_maildir_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_maildir_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CannotCreateError, match=re.escape(str(tmp_path / "file" / "M"))):
         Maildir(tmp_path / "file" / "M").prepare()
@@ -146,9 +146,7 @@ def test_a_maildir_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         "From a@b Thu\r\n>From c@d Fri\r\n",
     ],
 )
-async def test_an_mbox_line_on_top_is_set_aside_and_the_header_stays_the_header(
-    lines: str, tmp_path: Path
-) -> None:
+async def test_an_mbox_line_above_the_header_becomes_a_field(lines: str, tmp_path: Path) -> None:
     async with greeted(Maildir(tmp_path)) as client:
         await client.deliver(f"{lines}Subject: x\r\nX-Two: 2\r\n\r\nFrom here on\r\n")
     (text,) = messages(tmp_path)
@@ -183,7 +181,7 @@ def test_a_message_of_mbox_lines_alone_takes_linear_time() -> None:
     assert above(b"A: b\n", b"x" * 5_000_000)[0] == b"A: b\n\n"
 
 
-async def test_binary_is_stored_as_it_came(tmp_path: Path) -> None:
+async def test_binary_content_is_stored_unchanged(tmp_path: Path) -> None:
     data = b"Subject: x\r\n\r\n" + bytes(range(256)) + b"\r\r\n\n\r\n\n\r"
     async with serve(Maildir(tmp_path)) as server:
         async with await Client.to(server.addresses[0]) as client:
@@ -199,7 +197,7 @@ async def test_binary_is_stored_as_it_came(tmp_path: Path) -> None:
     assert head.count(b"\n") == head.count(b"\r\n") > 4
 
 
-async def test_a_lone_cr_and_nul_are_stored_as_they_came(tmp_path: Path) -> None:
+async def test_a_bare_cr_and_nul_are_stored_unchanged(tmp_path: Path) -> None:
     async with greeted(Maildir(tmp_path), bare_newline="accept") as client:
         await client.deliver("Subject: x\r\n\r\na\rb\0c\r\r\nd\ne\r\n")
     (path,) = (tmp_path / "new").iterdir()
@@ -228,7 +226,7 @@ def test_after_kill_9_under_load_every_message_that_was_answered_250_is_whole(
 
 
 @pytest.mark.parametrize("body", ["no header at all\r\n", ".\r\n", " continued\r\n"])
-async def test_a_message_without_a_header_is_not_taken_for_part_of_ours(
+async def test_a_message_without_a_header_does_not_extend_the_trace_fields(
     body: str, tmp_path: Path
 ) -> None:
     async with greeted(Maildir(tmp_path)) as client:

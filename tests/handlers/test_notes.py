@@ -78,7 +78,7 @@ def test_scores_are_added_up_and_tags_are_a_set(kind: type[Envelope]) -> None:
 
 
 @pytest.mark.parametrize("kind", ENVELOPES)
-def test_notes_are_a_dict_that_is_there_when_it_is_asked_for(kind: type[Envelope]) -> None:
+def test_notes_are_a_dict_that_is_created_when_needed(kind: type[Envelope]) -> None:
     envelope = kind()
     notes_of(envelope)["seen"] = 1
     assert notes_of(envelope) is envelope.notes  # type: ignore[attr-defined] # aiosmtpd's has it now
@@ -87,14 +87,14 @@ def test_notes_are_a_dict_that_is_there_when_it_is_asked_for(kind: type[Envelope
 
 
 @pytest.mark.parametrize("tag", ["", "two words", "a,b", "a\r\nb", "ü", "x" * 65, None, 5])
-def test_what_is_no_word_is_no_tag(tag: Any) -> None:
+def test_an_invalid_tag_is_an_error(tag: Any) -> None:
     envelope = Envelope()
     with pytest.raises(ValueError, match="a tag has 1 to 64 letters"):
         add_tag(envelope, tag)
     assert not marks_of(envelope).tags
 
 
-def test_tags_and_scores_are_bounded() -> None:
+def test_tags_and_scores_are_limited() -> None:
     envelope = Envelope()
     for number in range(100):
         add_tag(envelope, f"tag-{number}")
@@ -145,7 +145,7 @@ async def test_a_sink_takes_the_messages_with_a_tag_and_the_next_one_takes_the_o
     assert [each.score for each in rest.mails] == [9.5]
 
 
-async def test_a_filter_is_asked_by_what_those_before_it_have_found() -> None:
+async def test_a_filter_is_called_according_to_earlier_marks() -> None:
     class Refuses:
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
             return "554 5.7.1 Spam"
@@ -162,7 +162,7 @@ async def test_a_filter_is_asked_by_what_those_before_it_have_found() -> None:
             assert (await send(client, "x@a.example", body=said(words)))[-1][:3] == reply, words
 
 
-async def test_marks_of_a_client_count_for_all_its_messages() -> None:
+async def test_marks_of_a_client_apply_to_all_its_messages() -> None:
     low, high = Keeps(), Keeps()
     async with greeted([Marks(), Route(low, when={"score-below": 3}), high]) as client:
         await client.say("EHLO score:1.5")
@@ -172,7 +172,7 @@ async def test_marks_of_a_client_count_for_all_its_messages() -> None:
     assert [each.score for each in high.mails] == [3.0]
 
 
-async def test_at_rcpt_the_sink_is_asked_that_would_take_the_message_as_it_is_then() -> None:
+async def test_at_rcpt_the_sink_is_called_that_matches_the_present_marks() -> None:
     spam = Keeps()
     routes = [Marks(), Route(spam, when={"tag": "spam"}), Verifies()]
     async with greeted(routes) as client:
@@ -214,7 +214,7 @@ async def test_a_handler_that_adds_no_tag_at_all_gets_451_for_its_message() -> N
         ("score", 5),
     ],
 )
-def test_a_condition_that_no_message_can_meet_is_refused(key: str, value: Any) -> None:
+def test_a_condition_that_no_message_can_match_is_an_error(key: str, value: Any) -> None:
     with pytest.raises(SettingError, match=rf"when\.{key}"):
         When.of({key: value})
 
@@ -226,7 +226,7 @@ def test_scores_may_be_text() -> None:
 
 
 @pytest.mark.parametrize("when", [{"tag": "spam"}, {"score-at-least": 5}])
-def test_a_condition_that_no_other_handler_can_meet_is_doubted(when: dict[str, Any]) -> None:
+def test_a_condition_on_marks_that_no_handler_sets_is_a_warning(when: dict[str, Any]) -> None:
     in_vain, rest = Route(Keeps(), when=when), Discard()
     doubt = "keeps is never called: no handler sets the score or tag of its when"
     assert list(Chain([Accept(["a.example"]), in_vain, rest]).doubts) == [doubt]
@@ -235,7 +235,7 @@ def test_a_condition_that_no_other_handler_can_meet_is_doubted(when: dict[str, A
     assert not Chain([always, rest]).doubts
 
 
-def test_a_sink_for_spam_alone_does_not_take_the_mail_of_a_domain() -> None:
+def test_a_sink_for_spam_only_is_not_a_sink_for_a_domain() -> None:
     spam = Route(Keeps(), when={"tag": "spam"})
     rest = Route(Keeps(), recipients=["a.example"])
     found = Chain([Accept(["a.example", "b.example"]), Marks(), spam, rest]).doubts
@@ -287,7 +287,7 @@ def test_filters_and_sinks_share_marks_under_aiosmtpd() -> None:
     assert [(each.score, set(each.tags)) for each in mails] == [(3.0, {"spam"})]
 
 
-async def test_notes_of_a_client_outlast_starttls(certificates: Certificates) -> None:
+async def test_notes_of_a_client_remain_after_starttls(certificates: Certificates) -> None:
     kept = Keeps()
     async with greeted([Marks(), kept], tls_context=certificates.server) as client:
         await client.say("EHLO tag:early")

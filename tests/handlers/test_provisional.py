@@ -69,7 +69,7 @@ OF_SENDER = {case for case in CASES if case[0] != "DEFER_IF_PERMIT"}
     [("rcpt", *case) for case in CASES] + [("mail", *case) for case in CASES if case in OF_SENDER],
 )
 @pytest.mark.parametrize("conditional", [False, True])
-async def test_a_deferral_stands_unless_a_handler_behind_refuses(
+async def test_a_deferral_is_used_unless_a_later_handler_rejects(
     action: str, answer: Any, stage: str, conditional: bool
 ) -> None:
     other, expected = Says(answer), CASES[action, answer]
@@ -93,7 +93,7 @@ async def test_a_deferral_stands_unless_a_handler_behind_refuses(
                 assert (await client.say(refused)).code == 503
 
 
-async def test_handlers_behind_are_asked_once_and_not_after_a_refusal() -> None:
+async def test_later_handlers_are_called_once_and_not_after_a_rejection() -> None:
     other, policy = Says(MISSING), TestPolicy("REJECT")
     async with door(policy, other, stages=["mail"]) as (client, _):
         await client.say("MAIL FROM:<a@example.org>")
@@ -124,7 +124,7 @@ def at(state: str, action: str) -> TestPolicy:
 
 @pytest.mark.parametrize("state", ["CONNECT", "EHLO", "HELO", "MAIL"])
 @pytest.mark.parametrize("asks_rcpt", [False, True])
-async def test_a_deferral_of_a_client_or_sender_is_one_of_each_recipient(
+async def test_a_deferral_of_a_client_or_sender_applies_to_each_recipient(
     state: str, asks_rcpt: bool
 ) -> None:
     other = Says(MISSING)
@@ -155,7 +155,7 @@ async def test_a_deferral_of_a_client_or_sender_is_one_of_each_recipient(
     assert kept.messages == []
 
 
-async def test_a_deferral_of_a_client_outlives_starttls(certificates: Certificates) -> None:
+async def test_a_deferral_of_a_client_remains_after_starttls(certificates: Certificates) -> None:
     policy = at("CONNECT", "DEFER_IF_PERMIT")
     options = {"tls_context": certificates.server}
     async with door(policy, stages=["connect", "helo"], options=options) as (client, _):
@@ -214,7 +214,7 @@ OF_MESSAGES = {
 
 @pytest.mark.parametrize(("action", "answer"), OF_MESSAGES)
 @pytest.mark.parametrize("stages", [["data"], ["end-of-message"], ["data", "end-of-message"]])
-async def test_about_a_message_filters_behind_are_asked_and_sinks_are_not(
+async def test_for_a_message_later_filters_are_called_and_sinks_are_not(
     action: str, answer: Any, stages: list[str]
 ) -> None:
     policy = at(stages[0].upper(), action)
@@ -228,7 +228,7 @@ async def test_about_a_message_filters_behind_are_asked_and_sinks_are_not(
     assert len(kept.messages) == 1 + (expected[0] == 250)
 
 
-async def test_a_refusal_of_a_sink_is_no_filters_and_stays() -> None:
+async def test_a_rejection_by_a_sink_is_not_replaced() -> None:
     class Refuses(Discard):
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
             return "554 5.3.0 no"
@@ -237,7 +237,7 @@ async def test_a_refusal_of_a_sink_is_no_filters_and_stays() -> None:
         assert await send(client) == (554, "5.3.0")
 
 
-async def test_what_was_said_of_a_recipient_is_not_about_the_message() -> None:
+async def test_an_answer_about_a_recipient_does_not_apply_to_the_message() -> None:
     policy = TestPolicy("DEFER_IF_REJECT")
     async with door(policy, Judge("554 5.7.1 no"), stages=["mail", "rcpt"]) as (client, _):
         assert await send(client) == (554, "5.7.1")

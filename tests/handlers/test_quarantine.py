@@ -48,7 +48,7 @@ async def send_both(handlers: Sequence[Any], *recipients: str) -> list[str]:
         return [(await send(client, *to, body=body))[-1] for body in bodies]
 
 
-async def test_a_message_that_is_put_aside_goes_to_the_quarantine_alone() -> None:
+async def test_a_quarantined_message_is_stored_in_the_quarantine_only() -> None:
     usual, copy, aside = Keeps(), Keeps(), Keeps()
     routes = [PutsAside(), usual, Route(copy, copy=True), Route(aside, quarantine=True)]
     replies = await send_both(routes)
@@ -87,7 +87,7 @@ async def test_without_a_quarantine_such_a_message_is_deferred(last: Any) -> Non
     assert seen == [""]  # of the other message
 
 
-async def test_a_handler_between_sees_that_a_message_is_put_aside_and_may_refuse_it() -> None:
+async def test_a_later_handler_sees_the_quarantine_and_may_reject_the_message() -> None:
     class Behind:
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> Any:
             return "550 5.7.1 No" if envelope.quarantine else MISSING
@@ -98,7 +98,7 @@ async def test_a_handler_between_sees_that_a_message_is_put_aside_and_may_refuse
     assert aside.got == []
 
 
-async def test_a_reason_is_one_field_whatever_it_holds() -> None:
+async def test_a_reason_is_one_field_whatever_its_text() -> None:
     aside = Keeps()
     reason = "\r\nX-Evil: yes\0" + "z" * 300
     await send_both([PutsAside(reason), Keeps(), Route(aside, quarantine=True)])
@@ -154,11 +154,11 @@ def _aside(**more: Any) -> Route:
         ),
     ],
 )
-def test_a_contradictory_quarantine_is_named(routes: list[Any], fault: str | None) -> None:
+def test_a_contradictory_quarantine_is_an_error(routes: list[Any], fault: str | None) -> None:
     assert next(iter(Chain(routes).faults), None) == fault
 
 
-def test_the_key_is_one_of_sinks() -> None:
+def test_the_key_quarantine_belongs_to_sinks() -> None:
     assert load_route("discard,quarantine=true").quarantine
     assert not load_route({"use": "discard", "quarantine": False}).quarantine
     with pytest.raises(HandlerError, match="quarantine 'maybe': expected true or false"):
@@ -167,7 +167,7 @@ def test_the_key_is_one_of_sinks() -> None:
         load_route("milter:127.0.0.1:1,quarantine=true")
 
 
-def test_a_milter_that_shall_use_a_quarantine_needs_one() -> None:
+def test_a_milter_that_quarantines_needs_a_quarantine() -> None:
     milter = "milter:127.0.0.1:1,when-quarantined=sink"
     load_handlers([milter, "discard", "discard,quarantine=true"])
     with pytest.raises(HandlerError, match="milter quarantines messages, and no sink has"):

@@ -18,7 +18,7 @@ from smtpd_fork.message import Mail
 from smtpd_fork.sinks import Discard
 
 
-async def test_each_recipient_goes_to_the_first_sink_that_is_for_it() -> None:
+async def test_each_recipient_has_the_first_matching_sink() -> None:
     one, two, rest = Keeps(), Keeps(), Keeps()
     routes = [
         Route(one, recipients=["a.example"]),
@@ -36,7 +36,7 @@ async def test_each_recipient_goes_to_the_first_sink_that_is_for_it() -> None:
     assert one.mails[0].key == rest.mails[0].key
 
 
-async def test_a_recipient_that_no_sink_is_for_is_refused_at_rcpt() -> None:
+async def test_a_recipient_without_a_sink_is_rejected_at_rcpt() -> None:
     one = Keeps()
     async with greeted([Route(one, recipients=["a.example"])]) as client:
         refused, accepted, answer = await send(client, "x@b.example", "x@a.example")
@@ -50,7 +50,7 @@ class Verifies(Keeps):
         return MISSING if args[0].startswith("known@") else "550 5.1.1 Unknown"
 
 
-async def test_a_sink_is_asked_at_rcpt_about_its_own_recipients_alone() -> None:
+async def test_a_sink_is_called_at_rcpt_for_its_own_recipients_only() -> None:
     one, two = Verifies(), Keeps()
     async with greeted([Route(one, recipients=["a.example"]), two]) as client:
         replies = await send(client, "new@a.example", "known@a.example", "new@b.example")
@@ -58,7 +58,7 @@ async def test_a_sink_is_asked_at_rcpt_about_its_own_recipients_alone() -> None:
     assert (one.got, two.got) == ([("known@a.example",)], [("new@b.example",)])
 
 
-async def test_a_required_copy_that_failed_is_alone_asked_the_next_time() -> None:
+async def test_only_a_required_copy_that_failed_is_repeated() -> None:
     main, copy = Keeps(), Keeps("451 4.3.0 Full", "250 2.0.0 Ok")
     async with greeted([main, Route(copy, copy=True)]) as client:
         assert (await send(client, "x@a.example"))[-1] == "451 4.3.0 Full"
@@ -83,7 +83,7 @@ async def test_a_best_effort_copy_that_fails_is_logged_and_the_message_is_accept
     assert "sink archive failed: OSError: no disk" in caplog.text
 
 
-async def test_a_best_effort_copy_that_hangs_is_given_up(
+async def test_a_best_effort_copy_that_hangs_is_cancelled(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(delivery, "BEST_EFFORT_SECONDS", 0.05)
@@ -93,7 +93,7 @@ async def test_a_best_effort_copy_that_hangs_is_given_up(
     assert "the copy took too long" in caplog.text
 
 
-async def test_a_copy_may_be_of_some_recipients_alone() -> None:
+async def test_a_copy_may_be_limited_to_some_recipients() -> None:
     main, copy = Keeps(), Keeps()
     async with greeted([Route(copy, copy=True, recipients=["a.example"]), main]) as client:
         await send(client, "x@a.example", "x@b.example")
@@ -143,7 +143,7 @@ async def test_lmtp_gets_the_reply_of_each_recipients_sink() -> None:
     assert [each.code for each in replies] == [250, 452, 550]
 
 
-async def test_a_sink_that_was_in_time_does_not_get_the_message_again() -> None:
+async def test_a_sink_that_was_fast_enough_does_not_get_the_message_again() -> None:
     fast, slow = Keeps(), Keeps(asyncio.Event())
     routes = [Route(fast, recipients=["a.example"]), slow]
     async with greeted(routes, handler_timeout=0.3) as client:
@@ -181,7 +181,7 @@ class Refuses:
         ({"client": ["127.0.0.0/8"], "tls": True}, False),
     ],
 )
-async def test_a_filter_is_asked_only_where_its_conditions_hold(
+async def test_a_filter_is_called_only_if_its_conditions_match(
     when: dict[str, Any], holds: bool
 ) -> None:
     async with serve([Route(Refuses(), when=when), Discard()]) as server:
@@ -191,7 +191,7 @@ async def test_a_filter_is_asked_only_where_its_conditions_hold(
             assert (await send(client, "x@a.example"))[0][:3] == ("550" if holds else "250")
 
 
-async def test_a_sink_may_be_for_large_messages_alone() -> None:
+async def test_a_sink_may_be_limited_to_large_messages() -> None:
     large, small = Keeps(), Keeps()
     async with greeted([Route(large, when={"larger-than": "1K"}), small]) as client:
         await send(client, "x@a.example")
@@ -201,7 +201,7 @@ async def test_a_sink_may_be_for_large_messages_alone() -> None:
 
 
 @pytest.mark.parametrize("copy", [True, "best-effort"])
-async def test_a_copy_alone_is_no_delivery(copy: Any) -> None:
+async def test_a_copy_alone_is_not_a_delivery(copy: Any) -> None:
     large, archive = Keeps(), Keeps()
     routes = [Route(large, when={"larger-than": "1K"}), Route(archive, copy=copy)]
     async with greeted(routes) as client:
@@ -212,7 +212,7 @@ async def test_a_copy_alone_is_no_delivery(copy: Any) -> None:
 # -- the chain ---------------------------------------------------------------------------------
 
 
-def test_names_differ_and_faults_are_named() -> None:
+def test_names_are_unique_and_errors_contain_them() -> None:
     chain = Chain([Discard(), Route(Discard(), name="discard"), Route(Keeps(), copy=True)])
     assert [route.name for route in chain.routes] == ["discard", "discard-2", "keeps"]
     assert chain.faults == [
@@ -230,7 +230,7 @@ def test_names_differ_and_faults_are_named() -> None:
     assert fault == "the sink late gets no message: discard takes all messages before it"
 
 
-def test_a_sink_whose_own_handle_data_would_be_passed_by_is_an_error() -> None:
+def test_a_sink_whose_own_handle_data_would_not_be_called_is_an_error() -> None:
     class Overrides(Discard):
         async def handle_DATA(self, *_: Any) -> str:
             return "451 4.3.0 Never discarded"
@@ -247,7 +247,7 @@ def test_a_sink_whose_own_handle_data_would_be_passed_by_is_an_error() -> None:
         Chain([Route(Discard(), recipients=["a.example"]), Overrides()])
 
 
-async def test_one_plain_sink_is_asked_without_a_detour() -> None:
+async def test_a_single_sink_without_conditions_is_called_directly() -> None:
     sink = Keeps()
     chain: Any = Chain([sink])
     assert chain.handle_DATA.__wrapped__ == sink.handle_DATA

@@ -87,7 +87,7 @@ def test_text_and_table_give_a_users_class_the_same_values(module: str, tmp_path
     assert given_to(text, tmp_path) == given_to(table, tmp_path) == wanted
 
 
-def test_a_function_gets_what_it_takes(module: str) -> None:
+def test_a_function_gets_its_parameters(module: str) -> None:
     assert given_to(f"{module}:anything:one,two") == (("one", "two"), {})
     assert given_to({"use": f"{module}:anything", "arguments": ["one"], "n": 3}) == (
         ("one",),
@@ -95,7 +95,7 @@ def test_a_function_gets_what_it_takes(module: str) -> None:
     )
 
 
-def test_the_keys_of_the_chain_are_no_parameters(module: str) -> None:
+def test_the_keys_of_the_chain_are_not_parameters(module: str) -> None:
     text = f"{module}:Queue:u,for=a.example,b.example,copy=best-effort,name=q,when.tls=yes"
     table = {
         "use": f"{module}:Queue",
@@ -133,7 +133,7 @@ def test_the_keys_of_the_chain_are_no_parameters(module: str) -> None:
         ({"token": "hunter2", "at-once": "x"}, "at-once"),
     ],
 )
-def test_a_mistake_is_named_with_its_key_and_without_other_peoples_values(
+def test_an_error_names_the_key_and_hides_the_values_of_users_handlers(
     keys: dict[str, Any], said: str, module: str
 ) -> None:
     with pytest.raises(HandlerError) as caught:
@@ -157,7 +157,7 @@ def test_a_mistake_is_named_with_its_key_and_without_other_peoples_values(
         ("a:B:x=1=2", "a:B", [], {"x": "1=2"}),
     ],
 )
-def test_text_is_read_in_these_parts(
+def test_text_is_split_into_these_parts(
     text: str, use: str, arguments: list[str], keys: dict[str, str]
 ) -> None:
     spec = HandlerSpec.of(text)
@@ -186,18 +186,18 @@ def test_any_table_is_a_handler_or_an_error(table: dict[str, Any]) -> None:
         load_route(table)
 
 
-def test_a_parameter_of_another_type_is_no_key_of_a_built_in_handler() -> None:
+def test_a_parameter_of_another_type_is_not_a_key_of_a_built_in_handler() -> None:
     def made(path: str, *, stream: object = None, at: tuple[str, ...] = ()) -> None: ...
 
     assert Parameters(made, strict=True).keys == ["path", "at"]
     assert Parameters(made, strict=False).keys == ["path", "stream", "at"]
 
 
-def test_every_built_in_handler_is_known_to_what_hides_secrets() -> None:
+def test_every_built_in_handler_is_known_to_the_sanitizer() -> None:
     assert set(BUILT_IN) == BUILT_IN_NAMES
 
 
-def test_types_of_settings_are_read() -> None:
+def test_values_of_setting_types_are_parsed() -> None:
     def made(
         a: Count, b: Seconds, c: Size, d: FilePath, e: Secret, f: int | None, g: float, h: list[int]
     ) -> None: ...

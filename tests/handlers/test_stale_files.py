@@ -39,7 +39,7 @@ def test_files_of_36_hours_are_removed_from_tmp_at_the_start(maildir: Maildir) -
     assert left(maildir) == ["new/mail", "tmp/young"]
 
 
-def test_an_old_file_that_somebody_reads_or_writes_is_kept(maildir: Maildir) -> None:
+def test_an_old_file_that_a_process_reads_or_writes_is_kept(maildir: Maildir) -> None:
     now, then = time.time(), time.time() - 2 * STALE_SECONDS
     for name, times in [("read", (now, then)), ("written", (then, now))]:
         (maildir.path / "tmp" / name).touch()
@@ -62,7 +62,7 @@ def test_only_regular_files_are_removed_from_tmp(maildir: Maildir, tmp_path: Pat
     assert target.exists()
 
 
-def test_other_users_files_are_left_to_them(maildir: Maildir) -> None:
+def test_files_of_other_users_are_kept(maildir: Maildir) -> None:
     needs_root()
     path = maildir.path / "tmp" / "theirs"
     path.touch()
@@ -83,7 +83,7 @@ def test_nothing_is_removed_where_tmp_is_a_symbolic_link(tmp_path: Path) -> None
     assert (elsewhere / "old").exists()
 
 
-def test_one_look_is_bounded_and_the_next_takes_the_rest(
+def test_one_cleanup_is_limited_and_the_next_continues(
     maildir: Maildir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.sinks.maildir_directory.CLEAN_FILES", 3)
@@ -113,7 +113,7 @@ async def test_a_running_server_removes_stale_files_as_well(
     assert f"removed 1 stale files from {maildir.path / 'tmp'}" in caplog.text
 
 
-def test_what_a_killed_daemon_left_is_removed_by_a_later_one(tmp_path: Path) -> None:
+def test_files_of_a_killed_daemon_are_removed_by_a_later_one(tmp_path: Path) -> None:
     options = ("-l", "127.0.0.1:0", "--handler", "maildir:M")
     with Daemon(*options, cwd=tmp_path) as daemon:
         daemon.deliver()

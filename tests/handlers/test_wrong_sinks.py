@@ -81,7 +81,7 @@ def the_error(caplog: pytest.LogCaptureFixture) -> str:
 
 
 @pytest.mark.parametrize(("answer", "fault"), ANSWERS)
-async def test_an_answer_that_is_none_is_451_and_the_log_says_what_is_wrong(
+async def test_an_invalid_answer_is_451_and_the_log_has_the_reason(
     answer: Any, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     said = await answer_to(Wrong(answer), "b@one.example", "c@one.example")
@@ -90,7 +90,7 @@ async def test_an_answer_that_is_none_is_451_and_the_log_says_what_is_wrong(
 
 
 @pytest.mark.parametrize(("answer", "fault"), ANSWERS)
-async def test_no_message_is_lost_because_another_sink_has_its_part(
+async def test_no_message_is_lost_if_another_sink_fails(
     answer: Any, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     routes = [Discard(), Route(Wrong(answer), recipients=["one.example"], name="mine")]
@@ -99,7 +99,7 @@ async def test_no_message_is_lost_because_another_sink_has_its_part(
     assert re.search(f"sink mine failed: .*{fault}", the_error(caplog))
 
 
-async def test_a_deliver_that_is_not_async_is_451_if_it_shows_late(
+async def test_a_deliver_that_returns_no_awaitable_is_451(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert (await answer_to(Late(), "b@one.example")).startswith("451 4.3.0")
@@ -165,7 +165,7 @@ class NoSink:
     ],
     ids=lambda _: "",
 )
-def test_a_mistake_that_shows_at_the_start_is_refused_there(handler: Any, says: str) -> None:
+def test_a_mistake_that_can_be_detected_is_an_error_at_the_start(handler: Any, says: str) -> None:
     with pytest.raises(HandlerError, match=re.escape(says)):
         Chain([handler])
 

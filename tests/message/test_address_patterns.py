@@ -25,7 +25,7 @@ from smtpd_fork.message.address_patterns import AddressPatterns
         ("*", ["", "a", "a@b"], []),
     ],
 )
-def test_a_pattern_has_these_addresses_and_not_those(
+def test_a_pattern_matches_these_addresses_and_not_those(
     pattern: str, yes: list[str], no: list[str]
 ) -> None:
     patterns = AddressPatterns([pattern])
@@ -36,7 +36,7 @@ def test_a_pattern_has_these_addresses_and_not_those(
 @pytest.mark.parametrize(
     "pattern", ["", "a b", "*.", "*.*", "a@", "@", "x@*.example.com", "ex ample"]
 )
-def test_what_is_no_pattern_is_refused(pattern: str) -> None:
+def test_an_invalid_pattern_is_an_error(pattern: str) -> None:
     with pytest.raises(ValueError, match="domain"):
         AddressPatterns([pattern])
 
@@ -55,7 +55,7 @@ patterns = st.lists(
 
 
 @given(patterns, patterns, st.lists(domains.map("x@{}".format) | st.just(""), max_size=8))
-def test_a_list_that_covers_another_has_all_of_its_addresses(
+def test_a_list_that_covers_another_matches_all_of_its_addresses(
     one: list[str], other: list[str], addresses: list[str]
 ) -> None:
     first, second = AddressPatterns(one), AddressPatterns(other)

@@ -79,7 +79,7 @@ def test_a_field_in_the_name_of_this_server_is_removed(name: bytes, value: bytes
         b"X: y\r\n Authentication-Results: mx.example.com; dkim=pass\r\n",
     ],
 )
-def test_any_other_field_stays(field: bytes) -> None:
+def test_any_other_field_remains(field: bytes) -> None:
     content = field + REST
     assert without(content) is content
     assert without(field + FORGED + REST) == content
@@ -95,14 +95,14 @@ def test_a_message_without_such_a_field_is_the_same_object() -> None:
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b"\n"])
-def test_what_stands_behind_the_empty_line_is_text(end: bytes) -> None:
+def test_text_after_the_empty_line_is_not_changed(end: bytes) -> None:
     header = b"Subject: x" + end
     text = end + FORGED + b"\r\n\n\r\n" + FORGED
     assert without(header + text) == header + text
     assert without(header + FORGED + text) == header + text
 
 
-def test_a_line_that_is_no_field_does_not_hide_one() -> None:
+def test_a_line_that_is_not_a_field_does_not_hide_one() -> None:
     assert without(b"Subject: x\r\nno field\r\n" + FORGED + REST) == (
         b"Subject: x\r\nno field\r\n" + REST
     )
@@ -123,7 +123,7 @@ def test_an_international_id_is_compared_in_either_form() -> None:
 
 
 @pytest.mark.parametrize("at", [0, 65_500, 65_520, 65_535, 65_536, 65_560, 200_000, 2_000_000])
-def test_a_field_is_found_wherever_it_stands_in_a_large_header(at: int) -> None:
+def test_a_field_is_found_anywhere_in_a_large_header(at: int) -> None:
     line = b"X-Filler: " + b"y" * 60 + b"\r\n"
     filler = (line * (at // len(line) + 1))[:at]
     before = filler + b"\r\n" * (not filler.endswith(b"\n")) if filler else b""
@@ -138,7 +138,7 @@ def test_a_field_is_found_wherever_it_stands_in_a_large_header(at: int) -> None:
         b"Authentication-Results:\n", b"(", b"\\", b'"', b" ", b"Authentication-Results \n",
     ],
 )  # fmt: skip
-def test_a_hostile_header_takes_time_as_its_size_and_not_as_the_square_of_it(unit: bytes) -> None:
+def test_a_hostile_header_takes_linear_time(unit: bytes) -> None:
     # Else it would not end before the limit of the test.
     content = b"Authentication-Results: (" + unit * (3_000_000 // len(unit))
     assert len(without(content)) <= len(content)
@@ -154,7 +154,7 @@ parts = st.sampled_from(
 
 
 @given(content=st.lists(parts, max_size=30).map(b"".join))
-def test_a_parser_that_python_has_finds_none_in_the_name_of_this_server(content: bytes) -> None:
+def test_the_parsers_of_python_find_no_remaining_field_of_this_server(content: bytes) -> None:
     cleaned = without(content)
     assert has_results(content) or cleaned is content
     assert without(cleaned) is cleaned

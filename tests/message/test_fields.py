@@ -48,9 +48,7 @@ def test_the_fields_are_the_beginning_of_the_message_without_a_gap(content: byte
 
 
 @given(MESSAGES, st.integers(0, 8))
-def test_a_field_that_is_added_and_removed_leaves_the_message_as_it_was(
-    content: bytes, before: int
-) -> None:
+def test_adding_and_removing_a_field_restores_the_message(content: bytes, before: int) -> None:
     added = insert_field(content, "X-Added", "one two", before=before)
     assert [each.value for each in fields(added) if each.name == b"X-Added"] == [b" one two"]
     others = [each.value for each in fields(added) if each.name != b"X-Added"]
@@ -94,7 +92,7 @@ def test_a_value_is_encoded_and_folded(value: str, line: bytes) -> None:
         ("X", "a\rb"),
     ],
 )
-def test_what_would_break_the_header_is_refused(name: str, value: str) -> None:
+def test_a_value_that_would_break_the_header_is_an_error(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         encode_field(name, value)
 
@@ -140,18 +138,18 @@ def test_a_field_of_any_number_of_lines_takes_no_memory_but_its_own(line: bytes)
     assert peak < 1.1 * len(content)
 
 
-def test_a_name_that_is_longer_than_a_line_begins_no_field() -> None:
+def test_a_name_longer_than_a_line_does_not_begin_a_field() -> None:
     assert [each.name for each in fields(b"x" * 998 + b": y")] == [b"x" * 998]
     assert not list(fields(b"x" * 999 + b": y"))
 
 
-def test_on_top_a_field_is_added_without_a_look_at_others() -> None:
+def test_adding_a_field_at_the_top_reads_no_other_field() -> None:
     content = Counted(b"Subject: x\r\n" + b" y\r\n" * 1000)
     assert insert_field(content, "X", "z") == b"X: z\r\n" + content
     assert content.looks == 0
 
 
-def test_a_header_is_looked_at_as_far_as_its_limit() -> None:
+def test_a_header_is_read_up_to_the_limit() -> None:
     content = Counted(b"Subject: x\r\n" + b" y\r\n" * 1000 + b"X: z\r\n")
     assert [each.end for each in fields(content, limit=40)] == [44]
     assert content.looks < 20
@@ -161,7 +159,7 @@ def test_a_header_is_looked_at_as_far_as_its_limit() -> None:
 @given(
     MESSAGES, st.lists(st.tuples(NAMES, st.sampled_from(["", "x", "y z"])), min_size=1, max_size=5)
 )
-def test_several_fields_are_added_as_one_after_the_other(
+def test_several_fields_are_added_as_if_one_by_one(
     content: bytes, added: list[tuple[str, str]]
 ) -> None:
     together, each = (

@@ -34,7 +34,7 @@ def all_mailboxes(content: bytes) -> set[str]:
 
 
 @given(some_lines, st.sampled_from([b"\r\n", b"\n"]), st.integers(1, 64))
-def test_the_quick_look_finds_every_field_of_the_header(
+def test_the_quick_search_finds_every_field_of_the_header(
     lines: list[bytes], end: bytes, size: int
 ) -> None:
     content = b"".join(line + end for line in lines)

@@ -29,7 +29,7 @@ class Keeps(Sink):
         return f"250 2.0.0 Ok: {mail.id}"
 
 
-async def test_a_mail_has_all_that_the_client_said() -> None:
+async def test_a_mail_has_all_data_of_the_client() -> None:
     sink = Keeps()
     async with serve(sink) as server, await Client.to(server.addresses[0]) as client:
         await client.greet("me.example")
@@ -110,7 +110,7 @@ def test_a_part_of_a_mail_keeps_id_key_and_trace() -> None:
         mail.sender = "x"  # type: ignore[misc]
 
 
-def test_the_order_of_recipients_makes_no_other_key_and_their_number_does() -> None:
+def test_the_key_depends_on_the_number_of_recipients_but_not_on_their_order() -> None:
     keys = [
         make_mail(recipients=to).key
         for to in (["a", "b"], ["b", "a"], ["a"], ["a", "a"], ["a\0b"], ["ab"])
@@ -139,12 +139,12 @@ def test_one_reply_for_several_recipients_never_hides_a_failure(replies: list[st
 
 
 @pytest.mark.parametrize("replies", [[], ["250 a"], ["250 a"] * 3, 3, None])
-def test_another_number_of_replies_is_an_error(replies: Any) -> None:
+def test_a_wrong_number_of_replies_is_an_error(replies: Any) -> None:
     with pytest.raises(TypeError):
         per_recipient(replies, 2)
 
 
-def test_ids_differ_from_those_of_the_process_before_under_aiosmtpd_too() -> None:
+def test_ids_differ_from_those_of_the_previous_process_under_aiosmtpd() -> None:
     """Its sessions have no id, and a sink may name files by the message's."""
     program = (
         "from types import SimpleNamespace as N\n"

@@ -68,7 +68,7 @@ def test_the_null_sender_is_an_empty_return_path() -> None:
     assert head.startswith(b"Return-Path: <>\n")
 
 
-def test_several_recipients_are_not_told_of_each_other_in_received() -> None:
+def test_received_does_not_disclose_several_recipients() -> None:
     head = trace_headers("mx", a_session(), an_envelope("a@b", "c@d", "e@f"), "q", NOW).decode()
     assert "Delivered-To: c@d\nDelivered-To: e@f\n" in head
     assert "for <" not in head
@@ -124,7 +124,7 @@ def checked(head: bytes, name: str, sender: str, to: str) -> None:
 @given(name=NAMES, sender=LOCAL_PARTS, to=LOCAL_PARTS, host=NAMES, utf8=st.booleans())
 @example(name='a"b', sender='"a>b"', to='"c;d"', host="192.0.2.1", utf8=False)
 @example(name="x;", sender='"a\\"b"', to='"\\\\"', host="::1", utf8=False)
-def test_whatever_a_client_says_the_header_has_its_structure_and_the_addresses_that_came(
+def test_the_header_keeps_its_structure_whatever_a_client_sends(
     name: str, sender: str, to: str, host: str, utf8: bool
 ) -> None:
     sender, to = f"{sender}@example.org", f"{to}@example.com"
@@ -138,7 +138,7 @@ def test_whatever_a_client_says_the_header_has_its_structure_and_the_addresses_t
 
 
 @given(st.text(max_size=300), st.text(max_size=300), st.text(max_size=300))
-def test_no_word_of_a_handler_makes_a_header_of_its_own(helo: str, sender: str, to: str) -> None:
+def test_no_text_of_a_handler_adds_a_header_field(helo: str, sender: str, to: str) -> None:
     """A handler may write into session and envelope what no client could have said."""
     head = trace_headers("mx", a_session(host_name=helo), an_envelope(sender, to), "q", NOW)
     lines = head.decode().split("\n")
@@ -163,7 +163,7 @@ def test_no_word_of_a_handler_makes_a_header_of_its_own(helo: str, sender: str, 
         (b"two words", "two?words"),
     ],
 )
-async def test_a_stored_message_has_the_sender_as_it_came_and_a_harmless_name(
+async def test_a_stored_message_has_the_unchanged_sender_and_a_harmless_name(
     name: bytes, shown: str, tmp_path: Path
 ) -> None:
     sender = '"a>b"@example.org'
@@ -182,7 +182,7 @@ async def test_a_stored_message_has_the_sender_as_it_came_and_a_harmless_name(
 
 
 @pytest.mark.parametrize("header", [b"Subject: x\r\n\r\n", b""])
-def test_many_mbox_lines_are_text_and_are_not_looked_at(header: bytes) -> None:
+def test_many_mbox_lines_are_text_and_are_not_parsed(header: bytes) -> None:
     content = b"From x\r\n" * 100_000 + header
     tracemalloc.start()
     try:

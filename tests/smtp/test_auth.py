@@ -86,7 +86,7 @@ BAD: dict[str, tuple[list[str], int]] = {
 
 
 @pytest.mark.parametrize(("lines", "code"), BAD.values(), ids=BAD.keys())
-async def test_a_failed_try_is_told_and_the_next_one_may_succeed(
+async def test_a_failed_attempt_gets_535_and_the_next_one_may_succeed(
     transport: str, certificates: Certificates, lines: list[str], code: int
 ) -> None:
     async with connected(transport, certificates) as client:
@@ -97,7 +97,7 @@ async def test_a_failed_try_is_told_and_the_next_one_may_succeed(
 
 
 @pytest.mark.parametrize("initial", [True, False])
-async def test_a_response_of_ten_thousand_bytes_is_taken(
+async def test_a_response_of_ten_thousand_bytes_is_accepted(
     transport: str, certificates: Certificates, initial: bool
 ) -> None:
     """Tokens of XOAUTH2 are that long; RFC 4954 4 wants 12288 bytes of base64."""
@@ -118,7 +118,7 @@ async def test_a_response_of_ten_thousand_bytes_is_taken(
 
 
 @pytest.mark.parametrize("lines", [[f"AUTH PLAIN {WRONG}"], ["AUTH LOGIN", "*"], ["AUTH PLAIN x"]])
-async def test_three_failed_tries_end_the_session(
+async def test_three_failed_attempts_end_the_session(
     transport: str, certificates: Certificates, lines: list[str]
 ) -> None:
     async with connected(transport, certificates) as client:
@@ -138,14 +138,14 @@ async def test_auth_within_a_transaction_is_503(transport: str, certificates: Ce
         assert (await client.say(f"AUTH PLAIN {PLAIN}")).code == 235
 
 
-async def test_auth_takes_ehlo(transport: str, certificates: Certificates) -> None:
+async def test_auth_requires_ehlo(transport: str, certificates: Certificates) -> None:
     async with connected(transport, certificates) as client:
         assert (await client.say(f"AUTH PLAIN {PLAIN}")).code == 503
         await client.say("HELO x")
         assert (await client.say(f"AUTH PLAIN {PLAIN}")).code == 500
 
 
-async def test_where_auth_is_required_mail_waits_for_it(
+async def test_mail_is_530_before_auth_if_auth_is_required(
     transport: str, certificates: Certificates
 ) -> None:
     options = {"auth_required": True}
@@ -184,7 +184,7 @@ async def test_credentials_pipelined_behind_a_challenge_are_read_in_order(
         assert [(await client.reply()).code for _ in range(4)] == [334, 334, 235, 250]
 
 
-async def test_the_challenges_of_login_are_those_clients_know(
+async def test_the_challenges_of_login_are_the_usual_ones(
     transport: str, certificates: Certificates
 ) -> None:
     async with connected(transport, certificates) as client:
@@ -195,7 +195,7 @@ async def test_the_challenges_of_login_are_those_clients_know(
         await client.say("*")
 
 
-async def test_a_client_that_leaves_at_a_challenge_gives_its_place_back(
+async def test_a_client_that_disconnects_at_a_challenge_releases_its_slot(
     transport: str, certificates: Certificates
 ) -> None:
     async with connected(transport, certificates) as client:
@@ -204,7 +204,7 @@ async def test_a_client_that_leaves_at_a_challenge_gives_its_place_back(
         client.reset()
 
 
-async def test_a_client_that_is_silent_at_a_challenge_is_421(
+async def test_a_client_that_does_not_answer_a_challenge_gets_421(
     transport: str, certificates: Certificates
 ) -> None:
     async with connected(transport, certificates, timeout=0.3) as client:
@@ -249,7 +249,7 @@ async def test_credentials_are_in_no_log(
 
 
 @pytest.mark.parametrize("password", [PASSWORD, b"wrong"])
-async def test_pythons_smtplib_logs_in(
+async def test_smtplib_authenticates(
     transport: str, certificates: Certificates, password: bytes
 ) -> None:
     def log_in(address: Any, tls: ssl.SSLContext) -> int:

@@ -23,7 +23,7 @@ async def test_without_an_authenticator_auth_is_not_offered(
         assert (await client.say(f"AUTH PLAIN {PLAIN}")).code == 504
 
 
-async def test_an_authenticator_that_raises_is_451_and_says_nothing(
+async def test_an_authenticator_that_raises_is_451_without_details(
     transport: str, certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(*_: Any) -> AuthResult:
@@ -36,7 +36,7 @@ async def test_an_authenticator_that_raises_is_451_and_says_nothing(
         assert (await client.say("MAIL FROM:<a@b.c>")).code == 250
 
 
-async def test_an_authenticator_that_takes_all_the_time_is_451(
+async def test_an_authenticator_that_exceeds_the_time_limit_is_451(
     transport: str, certificates: Certificates
 ) -> None:
     async def sleep(*_: Any) -> AuthResult:
@@ -50,7 +50,7 @@ async def test_an_authenticator_that_takes_all_the_time_is_451(
         assert (await client.say("NOOP")).code == 250
 
 
-async def test_an_authenticator_that_only_says_no_is_answered_for(
+async def test_an_authenticator_that_fails_without_a_reply_gets_one_sent(
     transport: str, certificates: Certificates
 ) -> None:
     """AuthResult(success=False) claims to have answered; if it has not, the client would hang."""

@@ -103,7 +103,9 @@ async def test_binary_content_has_no_line_ends_to_normalize_and_no_lines_to_limi
     assert handler.messages == [BINARY]
 
 
-async def test_chunks_that_are_too_much_are_552_behind_the_chunk_and_the_session_goes_on() -> None:
+async def test_chunks_that_are_too_large_get_552_after_the_chunk_and_the_session_continues() -> (
+    None
+):
     handler = Collect()
     async with greeted(handler, max_message_size=10) as client:
         await client.say(MAIL, RCPT)
@@ -117,7 +119,7 @@ async def test_chunks_that_are_too_much_are_552_behind_the_chunk_and_the_session
 
 
 @pytest.mark.parametrize("before", ["", "EHLO x\r\n", f"EHLO x\r\n{MAIL}\r\n"])
-async def test_a_chunk_that_may_not_come_is_503_and_read_all_the_same(before: str) -> None:
+async def test_a_chunk_out_of_sequence_is_read_and_gets_503(before: str) -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.reply()
         client.send(f"{before}BDAT 6\r\nQUIT\r\nNOOP\r\n")
@@ -138,7 +140,9 @@ async def test_a_chunk_that_was_refused_is_forgotten_with_its_transaction(end: s
     assert handler.messages == [b"def"]
 
 
-async def test_a_chunk_refused_before_there_was_a_transaction_does_not_spoil_the_next_one() -> None:
+async def test_a_chunk_rejected_without_a_transaction_does_not_affect_the_next_transaction() -> (
+    None
+):
     handler = Collect()
     async with greeted(handler) as client:
         client.send("BDAT 3\r\nabc")
@@ -168,7 +172,7 @@ async def test_chunks_are_forgotten_with_their_transaction(end: str) -> None:
     assert handler.messages == [b"abc", b"x\r\n"]
 
 
-async def test_chunks_in_the_clear_are_no_part_of_a_message_under_tls(
+async def test_plaintext_chunks_are_not_part_of_a_message_after_starttls(
     certificates: Certificates,
 ) -> None:
     handler = Collect()
@@ -184,7 +188,7 @@ async def test_chunks_in_the_clear_are_no_part_of_a_message_under_tls(
 
 
 @pytest.mark.parametrize("command", ["RSET", "EHLO x", "HELO x"])
-async def test_what_ends_a_transaction_gives_the_memory_of_its_chunks_back(command: str) -> None:
+async def test_the_end_of_a_transaction_releases_the_memory_of_its_chunks(command: str) -> None:
     async with (
         serve(Discard(), max_buffered=100_000) as server,
         await Client.to(server.addresses[0]) as client,
@@ -207,7 +211,7 @@ async def test_after_bdat_data_is_503() -> None:
         assert (await client.say("BDAT 0 LAST")).code == 250
 
 
-async def test_binarymime_takes_bdat() -> None:
+async def test_binarymime_requires_bdat() -> None:
     async with greeted(Discard()) as client:
         await client.say(f"{MAIL} BODY=BINARYMIME", RCPT)
         assert code_and_enhanced(await client.say("DATA")) == (503, "5.5.1")
@@ -217,13 +221,13 @@ async def test_binarymime_takes_bdat() -> None:
 
 
 @pytest.mark.parametrize("arg", ["", " ", " x", " -1", " 5 FIRST", " 5 LAST 6", " ²", " 5,6"])
-async def test_a_bdat_whose_size_is_not_known_ends_the_session(arg: str) -> None:
+async def test_a_bdat_without_a_valid_size_ends_the_session(arg: str) -> None:
     async with greeted(Discard()) as client:
         assert (await client.say(f"BDAT{arg}")).code == 501
         assert await client.ended()
 
 
-async def test_bdat_in_the_clear_where_tls_is_required_is_530_and_its_chunk_is_read(
+async def test_plaintext_bdat_is_530_and_its_chunk_is_read_if_tls_is_required(
     certificates: Certificates,
 ) -> None:
     """RFC 3030 2: whatever is answered, the chunk is no commands."""
@@ -240,7 +244,7 @@ async def test_bdat_before_auth_is_530_and_its_chunk_is_read() -> None:
             assert await replies(client, 2) == [530, 250]
 
 
-async def test_chunks_past_the_buffers_are_452(caplog: pytest.LogCaptureFixture) -> None:
+async def test_chunks_above_the_memory_limit_are_452(caplog: pytest.LogCaptureFixture) -> None:
     handler = Collect()
     async with (
         serve(handler, max_buffered=100_000) as server,
@@ -261,7 +265,7 @@ async def test_chunks_past_the_buffers_are_452(caplog: pytest.LogCaptureFixture)
 
 
 @pytest.mark.parametrize("first", ["BDAT 0", "BDAT 2\r\nx\n", "BDAT 2000\r\n" + 2000 * "x"])
-async def test_after_the_first_chunk_there_are_no_more_recipients(first: str) -> None:
+async def test_recipients_after_the_first_chunk_are_rejected(first: str) -> None:
     """RFC 3030 3, whether the chunk was taken or refused; nor another sender, AUTH, or DATA."""
     handler = Collect()
     async with greeted(handler, max_message_size=1000) as client:
@@ -279,7 +283,7 @@ async def test_after_the_first_chunk_there_are_no_more_recipients(first: str) ->
     ]
 
 
-async def test_a_chunk_without_a_transaction_does_not_spoil_the_next_one() -> None:
+async def test_a_chunk_without_a_transaction_does_not_affect_the_next_one() -> None:
     async with greeted(Discard()) as client:
         assert (await client.say("BDAT 2\r\n")).code == 503
         await client.say(MAIL, RCPT)

@@ -29,14 +29,14 @@ class Diary(Discard):
         self.told.append(f"disconnect {session.peer[0]}")
 
 
-async def test_connect_and_disconnect_are_told_once_each() -> None:
+async def test_connect_and_disconnect_are_called_once_each() -> None:
     diary = Diary()
     async with greeted(diary) as client:
         client.reset()
     assert diary.told == ["connect 127.0.0.1", "disconnect 127.0.0.1"]
 
 
-async def test_connect_can_refuse_in_place_of_the_banner() -> None:
+async def test_connect_can_refuse_instead_of_the_greeting() -> None:
     diary = Diary("554 5.7.1 Not you")
     async with serve(diary) as server, await Client.to(server.addresses[0]) as client:
         assert await client.reply() == (554, ["5.7.1 Not you"])

@@ -101,7 +101,7 @@ def no_hook() -> Any:
     ],
     ids=lambda _: "",
 )
-async def test_what_is_no_handler_is_refused(handler: Any, says: str) -> None:
+async def test_an_object_that_is_not_a_handler_is_an_error(handler: Any, says: str) -> None:
     with pytest.raises(HandlerError, match=says):
         Server(handler)
     async with serve(Discard()) as server:
@@ -190,7 +190,7 @@ MODULE.handle_DATA = Static.handle_DATA  # type: ignore[attr-defined]  # a modul
     ],
     ids=lambda handler: getattr(handler, "__name__", type(handler).__name__),
 )
-async def test_what_aiosmtpd_can_call_is_taken_without_a_word(
+async def test_hooks_that_aiosmtpd_can_call_are_accepted_without_a_warning(
     handler: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with greeted(handler) as client:
@@ -199,7 +199,7 @@ async def test_what_aiosmtpd_can_call_is_taken_without_a_word(
 
 
 @pytest.mark.parametrize("handler", [Sink(), Debugging()])
-async def test_aiosmtpds_own_handlers_are_taken(handler: Any) -> None:
+async def test_the_handlers_of_aiosmtpd_are_accepted(handler: Any) -> None:
     Server(handler)
 
 
@@ -215,7 +215,7 @@ class HasGot(Discard):
         (HasGot(), "HasGot: handle_XFOO is never called: no command calls it"),
     ],
 )
-async def test_what_may_be_right_is_warned_of(
+async def test_a_probable_mistake_is_a_warning(
     handler: Any, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with greeted(handler) as client:
@@ -223,7 +223,7 @@ async def test_what_may_be_right_is_warned_of(
     assert says in caplog.text
 
 
-async def test_a_hook_for_a_subclasss_command_is_no_mistake(
+async def test_a_hook_for_a_command_of_a_subclass_is_valid(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Custom(SMTP):
@@ -293,12 +293,12 @@ class Flavoured(SMTP):
         ),
     ],
 )
-def test_a_session_class_that_would_not_work_is_refused(options: Any, says: str) -> None:
+def test_an_invalid_session_class_is_an_error(options: Any, says: str) -> None:
     with pytest.raises(TypeError, match=says):
         Server(Discard(), **options)
 
 
-async def test_a_session_class_has_keywords_of_its_own() -> None:
+async def test_a_session_class_may_have_its_own_keywords() -> None:
     options = {"flavour": "sweet"}
     async with serve(Discard(), session_class=Flavoured, session_options=options) as server:
         async with await Client.to(server.addresses[0]) as client:
@@ -310,7 +310,7 @@ async def test_a_session_class_has_keywords_of_its_own() -> None:
     ("name", "value", "error"),
     [("command_call_limit", "many", TypeError), ("proxy_protocol_timeout", -1, ValueError)],
 )
-async def test_a_keywords_wrong_value_is_an_error_of_the_start(
+async def test_a_wrong_value_of_a_keyword_is_an_error_at_the_start(
     name: str, value: Any, error: type[Exception]
 ) -> None:
     server = Server(Discard(), listen=["127.0.0.1:0"], session_options={name: value})

@@ -264,12 +264,12 @@ def test_every_row_of_the_table_has_a_probe_and_every_probe_a_row() -> None:
 
 @each_row
 @pytest.mark.asyncio(loop_factories=["asyncio"])  # one loop does to show what aiosmtpd is like
-async def test_stock_aiosmtpd_does_it_so(row: str, certificates: Certificates) -> None:
+async def test_stock_aiosmtpd_behaves_as_the_row_says(row: str, certificates: Certificates) -> None:
     assert await NEW[row].probe(Bench(STOCK, certificates)) == NEW[row].stock
 
 
 @each_row
-async def test_ours_does_it_so(row: str, certificates: Certificates) -> None:
+async def test_smtpd_fork_behaves_as_the_row_says(row: str, certificates: Certificates) -> None:
     assert await NEW[row].probe(Bench(OURS, certificates)) == NEW[row].ours
 
 

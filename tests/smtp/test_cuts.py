@@ -133,7 +133,7 @@ def test_a_message_is_the_same_however_its_stream_is_cut(
 
 @pytest.mark.parametrize("bare", MODES)
 @pytest.mark.parametrize("carried", [by_data, by_bdat])
-def test_messages_in_a_row_are_the_same_however_their_stream_is_cut(
+def test_consecutive_messages_are_the_same_however_their_stream_is_cut(
     runner: asyncio.Runner, carried: Any, bare: BareNewline
 ) -> None:
     """An end that is missed makes text of the commands between them."""
@@ -302,7 +302,7 @@ async def test_sessions_under_tls_are_the_same_however_their_records_are_cut(
 
 
 @pytest.mark.parametrize("places", [[], [18], None], ids=["one packet", "two", "single bytes"])
-async def test_plaintext_behind_starttls_ends_the_session_however_it_is_cut(
+async def test_plaintext_after_starttls_ends_the_session_however_it_is_cut(
     certificates: Certificates, places: list[int] | None
 ) -> None:
     """CVE-2011-0411: it must not be carried out, and not be taken for what came under TLS."""

@@ -69,7 +69,7 @@ DRIPS = {
 
 
 @pytest.mark.parametrize("name", DRIPS)
-async def test_no_byte_gives_a_client_more_time(
+async def test_received_bytes_do_not_extend_a_deadline(
     name: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.smtp.ending.HEAR_OUT_SECONDS", 0.05)
@@ -94,7 +94,7 @@ async def test_no_byte_gives_a_client_more_time(
                 await asyncio.sleep(0.02)
 
 
-async def test_a_client_that_is_told_goodbye_cannot_stay_by_talking(
+async def test_a_client_whose_session_has_ended_cannot_stay_by_sending(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("smtpd_fork.smtp.ending.HEAR_OUT_SECONDS", SHORT)

@@ -21,7 +21,7 @@ class Carries(Discard):
     supports_dsn = True
 
 
-async def test_the_parameters_of_dsn_reach_the_handler_as_they_came() -> None:
+async def test_handlers_get_the_parameters_of_dsn_unchanged() -> None:
     handler = Collect()
     async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
         assert "DSN" in (await client.greet()).lines
@@ -116,7 +116,7 @@ async def test_hooks_get_the_options_as_aiosmtpd_has_them() -> None:
         ("MAIL", 501),
     ],
 )
-async def test_a_bad_mail_is_told_so(command: str, code: int) -> None:
+async def test_a_mail_with_bad_parameters_is_rejected(command: str, code: int) -> None:
     async with greeted(Carries()) as client:
         assert (await client.say(command)).code == code
         assert (await client.say(RCPT)).code == 503
@@ -137,7 +137,7 @@ async def test_a_bad_mail_is_told_so(command: str, code: int) -> None:
         ("RCPT TO:<a@b.c", 553),
     ],
 )
-async def test_a_bad_rcpt_is_told_so(command: str, code: int) -> None:
+async def test_a_rcpt_with_bad_parameters_is_rejected(command: str, code: int) -> None:
     async with greeted(Carries()) as client:
         await client.say(MAIL)
         assert (await client.say(command)).code == code
@@ -178,15 +178,13 @@ class Recipients:
     ],
     ids=lambda value: "+".join(type(h).__name__ for h in value) if isinstance(value, list) else "",
 )
-def test_a_chain_supports_dsn_if_whatever_takes_the_message_does(
-    handlers: list[Any], offered: bool
-) -> None:
+def test_a_chain_supports_dsn_if_its_sinks_do(handlers: list[Any], offered: bool) -> None:
     assert Chain(handlers).supports_dsn is offered
 
 
 @pytest.mark.parametrize("sink", [Discard, Debug])
 @pytest.mark.parametrize("scheme", ["smtp", "lmtp"])
-async def test_dsn_is_not_offered_where_it_ends_and_its_parameters_are_555(
+async def test_dsn_is_not_offered_without_support_and_its_parameters_are_555(
     sink: Any, scheme: str
 ) -> None:
     """RFC 3461 4: a client must not send them then; RFC 5321 4.1.1.11: 555, so that it knows."""
@@ -206,7 +204,7 @@ async def test_dsn_is_not_offered_where_it_ends_and_its_parameters_are_555(
         assert (await client.say(RCPT)).code == 250
 
 
-async def test_after_helo_there_are_no_parameters() -> None:
+async def test_after_helo_parameters_are_rejected() -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.reply()
         await client.say("HELO x")

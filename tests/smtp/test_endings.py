@@ -19,7 +19,7 @@ from smtpd_fork.smtp.ending import time_out
 # -- resets ------------------------------------------------------------------------------------
 
 
-async def test_a_reset_that_the_loop_has_not_noticed_is_no_error(
+async def test_a_reset_that_the_loop_has_not_noticed_is_not_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """asyncio raises when the session, which says 421, closes its half."""
@@ -71,7 +71,7 @@ async def test_eof_before_the_final_dot_discards_the_message() -> None:
     assert handler.messages == []
 
 
-async def test_a_reset_while_a_message_is_in_hand_does_not_cancel_the_handler() -> None:
+async def test_a_reset_during_a_hook_does_not_cancel_the_handler() -> None:
     in_hand, go_on = asyncio.Event(), asyncio.Event()
 
     class Slow(Collect):
@@ -97,7 +97,7 @@ async def test_a_reset_while_a_message_is_in_hand_does_not_cancel_the_handler() 
 
 
 @pytest.mark.parametrize("gone", ["lost", "cut", "timed out"])
-async def test_a_session_that_ends_before_its_task_began_is_told_of_its_end(gone: str) -> None:
+async def test_disconnect_is_called_if_a_session_ends_before_its_task_begins(gone: str) -> None:
     """A task that is cancelled before its first step runs nothing, not even a finally."""
     told: list[str] = []
 
@@ -131,7 +131,7 @@ async def test_a_session_that_ends_before_its_task_began_is_told_of_its_end(gone
 # -- interruption ------------------------------------------------------------------------------
 
 
-async def test_who_is_interrupted_can_say_all_and_then_hears_the_reply() -> None:
+async def test_an_interrupted_client_can_send_all_and_then_gets_the_reply() -> None:
     """Closing while a client speaks would be a reset: it could not even write to its end."""
 
     def talk(address: tuple[str, int]) -> bytes:
@@ -144,7 +144,7 @@ async def test_who_is_interrupted_can_say_all_and_then_hears_the_reply() -> None
         assert [line[:3] for line in said.splitlines()] == [b"220", *[b"500"] * 3, b"421"]
 
 
-async def test_who_is_interrupted_and_goes_on_for_ever_is_cut(
+async def test_an_interrupted_client_that_keeps_sending_is_disconnected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("smtpd_fork.smtp.ending.HEAR_OUT_SECONDS", 0.05)

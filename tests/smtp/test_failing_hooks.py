@@ -88,7 +88,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", BEFORE)
-async def test_a_command_whose_hook_raises_is_451_and_the_session_goes_on(
+async def test_a_command_whose_hook_raises_is_451_and_the_session_continues(
     command: str, errors_logged: Callable[[], int]
 ) -> None:
     options = {"authenticator": lambda *_: None, "auth_require_tls": False}
@@ -104,7 +104,7 @@ async def test_a_command_whose_hook_raises_is_451_and_the_session_goes_on(
         assert errors_logged() == count, error
 
 
-async def test_a_task_collected_in_another_session_is_no_fault_of_a_handler() -> None:
+async def test_a_task_collected_in_another_session_is_not_an_error_of_a_handler() -> None:
     """Which session runs then is a matter of chance: a closed loop had left the task."""
 
     class Connection:
@@ -122,7 +122,9 @@ async def test_a_task_collected_in_another_session_is_no_fault_of_a_handler() ->
     current_session.reset(token)
 
 
-async def test_quit_is_still_the_end(errors_logged: Callable[[], int]) -> None:
+async def test_quit_ends_the_session_although_its_hook_raises(
+    errors_logged: Callable[[], int],
+) -> None:
     for error, at_once in every_error():
         async with serve(Raises("handle_QUIT", error, at_once=at_once)) as server:
             async with await Client.to(server.addresses[0]) as client:
@@ -131,7 +133,7 @@ async def test_quit_is_still_the_end(errors_logged: Callable[[], int]) -> None:
     assert errors_logged() == 2 * len(ERRORS)
 
 
-async def test_a_connect_hook_that_raises_turns_the_client_away_for_now(
+async def test_a_connect_hook_that_raises_refuses_the_client_with_421(
     errors_logged: Callable[[], int],
 ) -> None:
     for error, at_once in every_error():
@@ -142,7 +144,7 @@ async def test_a_connect_hook_that_raises_turns_the_client_away_for_now(
     assert errors_logged() == 2 * len(ERRORS)
 
 
-async def test_a_disconnect_hook_that_raises_keeps_no_other_from_being_called(
+async def test_a_disconnect_hook_that_raises_does_not_affect_the_others(
     errors_logged: Callable[[], int],
 ) -> None:
     called = []
@@ -158,7 +160,7 @@ async def test_a_disconnect_hook_that_raises_keeps_no_other_from_being_called(
     assert len(called) == errors_logged() == 2 * len(ERRORS)
 
 
-async def test_a_disconnect_hook_alone_that_raises_is_logged(
+async def test_a_single_disconnect_hook_that_raises_is_logged(
     errors_logged: Callable[[], int],
 ) -> None:
     for error, at_once in every_error():
@@ -243,7 +245,7 @@ async def test_a_subclass_whose_command_raises_is_451(errors_logged: Callable[[]
 
 
 @pytest.mark.parametrize("plain", [True, False])
-async def test_a_starttls_hook_that_raises_refuses_what_follows(
+async def test_after_a_starttls_hook_that_raises_commands_are_rejected(
     plain: bool, certificates: Certificates, errors_logged: Callable[[], int]
 ) -> None:
     """It is called after the handshake, where no reply is owed: one would be taken for EHLO's."""
@@ -279,7 +281,7 @@ async def test_a_starttls_hook_may_be_a_coroutine_function(
             assert (await client.say("EHLO x")).code == (250 if answer else 554)
 
 
-async def test_a_proxy_hook_that_raises_turns_the_client_away_for_now() -> None:
+async def test_a_proxy_hook_that_raises_refuses_the_client_with_421() -> None:
     for error, at_once in every_error():
         handler = Raises("handle_PROXY", error, at_once=at_once)
         options: dict[str, Any] = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": "127.0.0.1"}
@@ -290,7 +292,7 @@ async def test_a_proxy_hook_that_raises_turns_the_client_away_for_now() -> None:
                 assert await client.ended()
 
 
-async def test_a_session_that_is_really_cancelled_is_over() -> None:
+async def test_a_cancelled_session_ends() -> None:
     started = asyncio.Event()
 
     class Slow(Discard):
@@ -349,7 +351,7 @@ def test_the_daemon_survives_sys_exit_in_a_hook_its_tasks_and_callbacks(
             assert client.noop()[0] == 250
 
 
-async def test_a_hook_that_took_too_long_leaves_nothing_to_the_hooks_behind_it() -> None:
+async def test_a_hook_that_took_too_long_does_not_affect_later_hooks() -> None:
     class Hooks(Discard):
         async def handle_MAIL(self, *_: Any) -> str:
             await asyncio.Event().wait()

@@ -19,10 +19,10 @@ each_fault = pytest.mark.parametrize(
 
 @each_fault
 @pytest.mark.asyncio(loop_factories=["asyncio"])  # one loop does to show what aiosmtpd is like
-async def test_stock_aiosmtpd_has_the_fault(fault: Fault, certificates: Certificates) -> None:
+async def test_stock_aiosmtpd_has_the_bug(fault: Fault, certificates: Certificates) -> None:
     assert await fault.probe(Bench(STOCK, certificates)) == fault.stock
 
 
 @each_fault
-async def test_ours_has_not(fault: Fault, certificates: Certificates) -> None:
+async def test_smtpd_fork_does_not_have_the_bug(fault: Fault, certificates: Certificates) -> None:
     assert await fault.probe(Bench(OURS, certificates)) == fault.ours

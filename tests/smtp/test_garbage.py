@@ -245,7 +245,7 @@ def login(*_: Any) -> AuthResult:
 
 
 @pytest.mark.timeout(120)
-async def test_nothing_of_an_ended_session_lives_however_it_ended(
+async def test_no_object_of_an_ended_session_remains_however_it_ended(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL, "smtpd_fork.session")  # pytest keeps records, with errors
@@ -293,7 +293,7 @@ async def test_nothing_of_an_ended_session_lives_however_it_ended(
     assert handler.slow.is_set()
 
 
-async def test_a_wrapped_protocol_is_not_kept_by_what_watches_its_end() -> None:
+async def test_a_wrapped_protocol_is_freed_at_its_end() -> None:
     gate = Gate()
     loop = asyncio.get_running_loop()
     wrapped = gate.wrap(lambda: SMTP(Discard(), hostname="mx.example.com", loop=loop))

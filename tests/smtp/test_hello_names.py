@@ -41,7 +41,7 @@ NAMES = {
 
 @pytest.mark.parametrize("verb", ["EHLO", "HELO", "LHLO"])
 @pytest.mark.parametrize("utf8", [True, False])
-async def test_any_bytes_are_a_name_and_mail_goes_on(verb: str, utf8: bool) -> None:
+async def test_any_bytes_are_a_valid_name(verb: str, utf8: bool) -> None:
     names: list[str] = []
 
     class Keep(Discard):
@@ -99,9 +99,7 @@ class Says:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
-def test_a_handler_prints_any_name_and_the_control_socket_tells_it(
-    tmp_path: Path, encoding: str
-) -> None:
+def test_handlers_and_the_control_socket_show_any_name(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "ours.py").write_text(HANDLER)
     names = [name for name, text in NAMES.items() if encoding == "utf-8" or text.isascii()]
     options = ("-l", "127.0.0.1:0", "--handler", "ours:Says", "--handler", "debug", *CONTROL)
@@ -129,7 +127,7 @@ def test_a_handler_prints_any_name_and_the_control_socket_tells_it(
         assert "Traceback" not in daemon.log
 
 
-async def test_the_log_in_json_has_any_name(tmp_path: Path) -> None:
+async def test_the_json_log_contains_any_name(tmp_path: Path) -> None:
     class Says(Discard):
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
             about = {"who": session.host_name}

@@ -93,7 +93,7 @@ def runner() -> Iterator[asyncio.Runner]:
     ),
 )
 @settings(deadline=None, max_examples=40)
-def test_whatever_hooks_return_or_raise_the_replies_are_as_many_as_the_commands(
+def test_each_command_has_one_reply_whatever_hooks_return_or_raise(
     runner: asyncio.Runner, lmtp: bool, drawn: Any, commands: list[str]
 ) -> None:
     async def converse() -> Result:
@@ -120,7 +120,7 @@ def test_whatever_hooks_return_or_raise_the_replies_are_as_many_as_the_commands(
     assert b"Supported commands" in last
 
 
-async def test_a_handlers_odd_answer_is_one_reply_to_each_command() -> None:
+async def test_an_unusual_answer_of_a_handler_is_one_reply_to_each_command() -> None:
     handler = Odd()
     commands = ["HELO x", "EHLO x", "NOOP", "VRFY <a@b.c>", "RSET", "RCPT TO:<b@example.com>"]
     async with serve(handler, session_class=Ready) as server:
@@ -188,7 +188,7 @@ async def test_a_connect_hooks_lines_are_one_reply() -> None:
         (False, "334 ", 451),
     ],
 )
-async def test_an_authenticators_message_is_one_reply_and_says_what_is_so(
+async def test_the_message_of_an_authenticator_is_one_reply_that_matches_its_result(
     success: bool, message: str, code: int
 ) -> None:
     def authenticator(*_: Any) -> AuthResult:
@@ -203,7 +203,7 @@ async def test_an_authenticators_message_is_one_reply_and_says_what_is_so(
         assert_well_formed(await everything(client), 1)
 
 
-async def test_a_mechanism_that_has_answered_and_refuses_is_one_reply() -> None:
+async def test_a_mechanism_that_replies_and_fails_causes_one_reply() -> None:
     class Mechanism(Discard):
         async def auth_X(self, server: Any, args: list[str]) -> Any:
             return await server.challenge_auth("who?")  # pushes 501 itself, and returns MISSING
@@ -235,7 +235,7 @@ async def test_handle_exceptions_status_is_one_reply() -> None:
 
 
 @pytest.mark.parametrize("status", ["250 ok", "250 ok\r\n", "250 a\nb", b"250 ok", "nothing", ""])
-async def test_what_a_subclass_pushes_is_one_reply(status: Any) -> None:
+async def test_text_that_a_subclass_pushes_is_one_reply(status: Any) -> None:
     class Pushes(SMTP):
         async def smtp_XFOO(self, arg: str | None) -> None:
             await self.push(status)
@@ -254,7 +254,7 @@ async def test_what_a_subclass_pushes_is_one_reply(status: Any) -> None:
 
 
 @pytest.mark.parametrize("answer", [None, "250 ok", "250 a\nb\r\n", "nothing", 7])
-async def test_an_old_process_message_is_one_reply(answer: Any) -> None:
+async def test_process_message_causes_one_reply(answer: Any) -> None:
     class Old:
         def process_message(self, *_: Any) -> Any:
             return answer

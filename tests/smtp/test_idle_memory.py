@@ -73,7 +73,7 @@ def holders(budget: Budget, loop: Loop, *sizes: int) -> list[Holder]:
     return found
 
 
-def test_a_session_that_goes_on_is_not_ended_for_others() -> None:
+def test_a_session_that_makes_progress_is_not_ended() -> None:
     budget, loop = Budget(1000), Loop()
     goes_on, idle = holders(budget, loop, 500, 200)
     for size in (550, 610, 680):
@@ -91,7 +91,7 @@ def test_a_session_that_goes_on_is_not_ended_for_others() -> None:
     assert goes_on.ended
 
 
-def test_a_session_for_which_a_handler_works_is_not_ended_for_others() -> None:
+def test_a_session_whose_handler_runs_is_not_ended() -> None:
     budget, loop = Budget(1000), Loop()
     busy = Holder(budget, loop, "192.0.2.9", busy=True)
     busy.hold(700)
@@ -110,7 +110,7 @@ def test_as_few_sessions_as_possible_are_ended() -> None:
     assert budget.used == 600
 
 
-def test_nobody_looks_for_idle_sessions_while_there_is_memory() -> None:
+def test_idle_sessions_are_not_searched_while_memory_is_left() -> None:
     budget, loop = Budget(1000), Loop()
     holders(budget, loop, 700)
     assert loop.timers == []
@@ -121,7 +121,7 @@ def test_nobody_looks_for_idle_sessions_while_there_is_memory() -> None:
     assert loop.timers == []
 
 
-def test_what_does_not_fit_is_refused_and_what_is_given_back_is_free() -> None:
+def test_memory_above_the_limit_is_refused_and_released_memory_is_available() -> None:
     budget, loop = Budget(1000, 600), Loop()
     (first,) = holders(budget, loop, 500)
     same = Holder(budget, loop, "192.0.2.0")
@@ -157,7 +157,7 @@ async def says_noop_until_it_is_ended(client: Client) -> None:
     await client.close()
 
 
-async def test_idle_holders_of_the_memory_are_ended_the_largest_first(
+async def test_idle_sessions_that_hold_memory_are_ended_the_largest_first(
     idle_after: Callable[[float], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -182,7 +182,7 @@ async def test_idle_holders_of_the_memory_are_ended_the_largest_first(
     assert "memory is short, it was idle and held 33" in told[0]
 
 
-async def test_clients_that_sit_on_all_memory_do_not_keep_others_out(
+async def test_clients_that_hold_all_memory_do_not_block_others(
     idle_after: Callable[[float], None],
 ) -> None:
     """Idle sessions are ended also while nobody asks for memory."""
@@ -203,7 +203,9 @@ async def test_clients_that_sit_on_all_memory_do_not_keep_others_out(
             await client.close()
 
 
-async def test_an_envelope_that_is_only_held_is_idle(idle_after: Callable[[float], None]) -> None:
+async def test_a_session_that_only_holds_an_envelope_is_idle(
+    idle_after: Callable[[float], None],
+) -> None:
     async with (
         serve(Slow(), max_buffered=800_000) as server,
         await Client.to(server.addresses[0]) as client,
@@ -215,7 +217,7 @@ async def test_an_envelope_that_is_only_held_is_idle(idle_after: Callable[[float
         await says_noop_until_it_is_ended(client)
 
 
-async def test_a_message_that_comes_a_few_bytes_at_a_time_is_idle(
+async def test_a_session_that_sends_a_message_very_slowly_is_idle(
     idle_after: Callable[[float], None],
 ) -> None:
     async with (
@@ -234,7 +236,7 @@ async def test_a_message_that_comes_a_few_bytes_at_a_time_is_idle(
         assert code_and_enhanced(await reply) == (421, "4.3.1")
 
 
-async def test_of_a_client_past_its_share_the_largest_idle_session_is_ended(
+async def test_the_largest_idle_session_of_a_client_above_its_share_is_ended(
     idle_after: Callable[[float], None],
 ) -> None:
     async with serve(Discard(), max_buffered_from_ip=500_000) as server:

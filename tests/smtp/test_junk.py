@@ -17,7 +17,7 @@ from smtpd_fork.sinks import Discard
     ["FOO", "", " ", "x" * 600, "y" * 20_000, "NO\0OP", "N\rOP", "ÄÖÜ", "FOO BAR"],
     ids=lambda junk: repr(junk[:8]),
 )
-async def test_junk_past_max_errors_is_421(junk: str) -> None:
+async def test_more_unknown_commands_than_max_errors_are_421(junk: str) -> None:
     async with greeted(Discard(), max_errors=3) as client:
         for _ in range(3):
             assert code_and_enhanced(await client.say(junk))[0] == 500
@@ -26,7 +26,7 @@ async def test_junk_past_max_errors_is_421(junk: str) -> None:
 
 
 @pytest.mark.parametrize("idle", ["NOOP", "NOOP x", "RSET", "VRFY a@b.c", "HELP", "EXPN x"])
-async def test_commands_that_do_nothing_do_not_keep_a_session_for_ever(idle: str) -> None:
+async def test_commands_without_effect_are_limited(idle: str) -> None:
     async with greeted(Discard(), max_errors=3) as client:
         codes = []
         for _ in range(100):
@@ -38,7 +38,7 @@ async def test_commands_that_do_nothing_do_not_keep_a_session_for_ever(idle: str
         assert await client.ended()
 
 
-async def test_messages_make_up_for_commands_that_do_nothing() -> None:
+async def test_a_message_resets_the_count_of_commands_without_effect() -> None:
     async with greeted(Discard(), max_errors=3) as client:
         for _ in range(30):
             for command in ("NOOP", "RSET", "NOOP"):
@@ -47,7 +47,7 @@ async def test_messages_make_up_for_commands_that_do_nothing() -> None:
 
 
 @pytest.mark.parametrize("verb", ["GET", "POST", "HEAD", "PUT", "OPTIONS", "CONNECT"])
-async def test_a_browser_is_sent_away_at_once(verb: str) -> None:
+async def test_a_browser_gets_421_at_once(verb: str) -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.reply()
         client.send(f"{verb} / HTTP/1.1\r\nHost: x\r\n\r\nMAIL FROM:<a@b.c>\r\n")
@@ -113,9 +113,7 @@ REFUSED: dict[str, tuple[list[str], list[str], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("refused", REFUSED)
 @pytest.mark.parametrize("scheme", ["smtp", "lmtp"])
-async def test_no_command_that_is_refused_can_be_repeated_without_end(
-    refused: str, scheme: str
-) -> None:
+async def test_no_rejected_command_can_be_repeated_without_limit(refused: str, scheme: str) -> None:
     before, repeated, options = REFUSED[refused]
     hello = "EHLO" if scheme == "smtp" else "LHLO"
     async with (
@@ -138,7 +136,7 @@ async def test_no_command_that_is_refused_can_be_repeated_without_end(
         assert await client.ended()
 
 
-async def test_recipients_that_are_refused_are_counted_for_the_whole_session() -> None:
+async def test_rejected_recipients_are_counted_for_the_whole_session() -> None:
     async with greeted(Refuses(), max_rejects=100) as client:
         for _ in range(4):
             await client.say(MAIL)
@@ -151,7 +149,7 @@ async def test_recipients_that_are_refused_are_counted_for_the_whole_session() -
         assert await client.ended()
 
 
-async def test_a_client_that_asks_for_eighty_addresses_gets_eighty_answers() -> None:
+async def test_a_client_that_checks_eighty_addresses_gets_eighty_replies() -> None:
     """As callers do who verify senders: MAIL, RCPT, RSET, and no message."""
     async with greeted(Refuses()) as client:
         for _ in range(80):
@@ -160,7 +158,7 @@ async def test_a_client_that_asks_for_eighty_addresses_gets_eighty_answers() -> 
         assert (await client.say("QUIT x")).code == 501
 
 
-async def test_recipients_past_the_limit_of_a_message_do_not_keep_it_from_the_others() -> None:
+async def test_recipients_above_the_limit_of_a_message_do_not_end_the_session() -> None:
     """RFC 5321 4.5.3.1.10: the client sends them the message later."""
     recipients = [f"RCPT TO:<r{n}@example.com>" for n in range(300)]
     async with greeted(Discard(), max_recipients=50) as client:
@@ -175,7 +173,7 @@ async def test_recipients_past_the_limit_of_a_message_do_not_keep_it_from_the_ot
     assert codes[51 + 850] == 421
 
 
-async def test_a_message_that_some_recipients_have_is_answered_to_its_end() -> None:
+async def test_a_message_that_some_recipients_have_gets_all_its_replies() -> None:
     """LMTP: 421 in the middle would have the client send it again to those who have it."""
 
     class Some(Discard):
@@ -193,7 +191,7 @@ async def test_a_message_that_some_recipients_have_is_answered_to_its_end() -> N
         assert (await client.say("NOOP")).code == 250
 
 
-async def test_a_refusal_of_several_lines_counts_once_also_if_they_come_one_by_one() -> None:
+async def test_a_rejection_of_several_lines_counts_once_even_if_pushed_line_by_line() -> None:
     class Lines(Discard):
         async def handle_VRFY(self, server: Any, *args: Any) -> str:
             await server.push("550-5.7.1 No,")

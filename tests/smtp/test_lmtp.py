@@ -51,20 +51,20 @@ async def test_each_recipient_has_its_own_reply() -> None:
         assert (await client.say("NOOP")).code == 250
 
 
-async def test_one_answer_of_a_handler_is_for_every_recipient() -> None:
+async def test_one_answer_of_a_handler_applies_to_every_recipient() -> None:
     async with sending(Discard(), "one@b.c", "two@b.c") as client:
         client.send("x\r\n.\r\n")
         assert [(await client.reply()).code for _ in range(2)] == [250, 250]
 
 
-async def test_a_message_that_is_not_accepted_is_so_for_every_recipient() -> None:
+async def test_a_rejected_message_is_rejected_for_every_recipient() -> None:
     async with sending(Discard(), "one@b.c", "two@b.c", max_message_size=100) as client:
         client.send("x" * 90 + "\r\n" + "y" * 90 + "\r\n.\r\n")
         assert [(await client.reply()).code for _ in range(2)] == [552, 552]
         assert (await client.say("NOOP")).code == 250
 
 
-async def test_chunks_that_are_not_accepted_are_so_for_every_recipient_behind_the_last() -> None:
+async def test_rejected_chunks_get_a_reply_for_every_recipient_after_the_last_one() -> None:
     """RFC 2033 4.2: BDAT LAST has as many replies as the final dot, another BDAT has one."""
     options = {"listen": ["lmtp:127.0.0.1:0"], "max_message_size": 100}
     async with (
@@ -77,7 +77,7 @@ async def test_chunks_that_are_not_accepted_are_so_for_every_recipient_behind_th
         assert [(await client.reply()).code for _ in range(4)] == [552, 552, 552, 250]
 
 
-async def test_a_handler_that_fails_fails_for_every_recipient() -> None:
+async def test_a_failed_handler_is_451_for_every_recipient() -> None:
     class Broken:
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
             raise RuntimeError
@@ -89,7 +89,7 @@ async def test_a_handler_that_fails_fails_for_every_recipient() -> None:
 
 
 @pytest.mark.parametrize("answer", [["250 ok"], ["250 ok"] * 3, ["ok", "ok"], [], None, 7])
-async def test_as_many_answers_as_recipients_or_none_counts(answer: Any) -> None:
+async def test_answers_must_be_as_many_as_recipients(answer: Any) -> None:
     class Wrong:
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> Any:
             return answer
@@ -101,14 +101,14 @@ async def test_as_many_answers_as_recipients_or_none_counts(answer: Any) -> None
 
 
 @pytest.mark.parametrize("hello", ["HELO x", "EHLO x"])
-async def test_lmtp_is_greeted_by_lhlo_only(hello: str) -> None:
+async def test_lmtp_accepts_lhlo_only(hello: str) -> None:
     async with serve(Discard(), listen=["lmtp:127.0.0.1:0"]) as server:
         async with await Client.to(server.addresses[0]) as client:
             await client.reply()
             assert (await client.say(hello)).code == 500
 
 
-async def test_lhlo_is_no_command_of_smtp() -> None:
+async def test_lhlo_is_unknown_in_smtp() -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.reply()
         assert (await client.say("LHLO x")).code == 500

@@ -12,7 +12,7 @@ from support.server import serve
 from smtpd_fork.sinks import Discard
 
 
-async def test_in_lmtp_it_is_one_reply_to_each_recipient() -> None:
+async def test_in_lmtp_each_recipient_gets_one_reply() -> None:
     class Answers:
         answer: Any = None
 
@@ -86,7 +86,7 @@ async def test_lmtp_replies_go_to_the_recipients_that_were_accepted() -> None:
         assert_well_formed(await everything(client), 2)
 
 
-async def test_in_lmtp_what_comes_behind_a_message_is_answered_once() -> None:
+async def test_in_lmtp_a_command_after_a_message_gets_one_reply() -> None:
     async with (
         serve(Discard(), listen=["lmtp:127.0.0.1:0"]) as server,
         await Client.to(server.addresses[0]) as client,

@@ -81,7 +81,7 @@ async def sender_of(server: Any, handler: Collect, command: str) -> str:
 
 
 @pytest.mark.parametrize("strict", [True, False])
-async def test_an_address_is_taken_however_clients_write_it(strict: bool) -> None:
+async def test_an_address_is_accepted_however_clients_write_it(strict: bool) -> None:
     handler = Collect()
     async with serve(handler, strict_paths=strict) as server:
         for command, address in TAKEN.items():
@@ -95,7 +95,7 @@ async def test_an_address_is_taken_however_clients_write_it(strict: bool) -> Non
                 assert (await client.say(command)).code in {501, 553}, command
 
 
-async def test_a_recipient_is_taken_as_a_sender_is() -> None:
+async def test_a_recipient_is_accepted_like_a_sender() -> None:
     handler = Collect()
     written = [
         re.sub("(?i)from", "to", re.sub("(?i)mail", "rcpt", command))
@@ -113,7 +113,9 @@ async def test_a_recipient_is_taken_as_a_sender_is() -> None:
 
 
 @pytest.mark.parametrize("command", REFUSED)
-async def test_what_is_no_address_is_refused_with_the_status_of_its_side(command: str) -> None:
+async def test_an_invalid_address_is_rejected_with_the_status_of_sender_or_recipient(
+    command: str,
+) -> None:
     """RFC 3463 3.2: X.1.7 is a malformed sender, X.1.3 a malformed recipient."""
     async with greeted(Discard()) as client:
         if command.startswith("RCPT"):
@@ -141,7 +143,7 @@ async def test_what_is_no_address_is_refused_with_the_status_of_its_side(command
         ("VRFY a@b.c d@e.f", None),
     ],
 )
-async def test_vrfy_says_nothing_of_any_user_and_asks_the_handler_as_aiosmtpd_does(
+async def test_vrfy_discloses_no_user_and_calls_the_handler_as_aiosmtpd_does(
     command: str, asked: str | None
 ) -> None:
     seen: list[str] = []

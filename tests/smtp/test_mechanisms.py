@@ -29,9 +29,7 @@ class Custom(SMTP):
         return AuthResult(success=args == ["X-DECORATED", "yes"], handled=False)
 
 
-async def test_a_subclass_has_mechanisms_of_its_own(
-    transport: str, certificates: Certificates
-) -> None:
+async def test_a_subclass_may_have_mechanisms(transport: str, certificates: Certificates) -> None:
     options = {"session_class": Custom, "authenticator": None}
     async with connected(transport, certificates, **options) as client:
         assert await hello(client) == ["X-DECORATED", "X-TOKEN"]
@@ -41,9 +39,7 @@ async def test_a_subclass_has_mechanisms_of_its_own(
         assert (await client.say("AUTH x-decorated yes")).code == 235
 
 
-async def test_a_handler_has_mechanisms_of_its_own(
-    transport: str, certificates: Certificates
-) -> None:
+async def test_a_handler_may_have_mechanisms(transport: str, certificates: Certificates) -> None:
     class Handler(Discard):
         async def auth_XFOO(self, server: Any, args: list[str]) -> AuthResult:
             answer = await server.challenge_auth("foo?")
@@ -55,7 +51,7 @@ async def test_a_handler_has_mechanisms_of_its_own(
         assert (await dialogue(client, "AUTH XFOO", b64("foo!"))).code == 235
 
 
-async def test_handle_auth_of_a_handler_comes_first(
+async def test_handle_auth_is_called_before_the_mechanism(
     transport: str, certificates: Certificates
 ) -> None:
     class Handler(Discard):

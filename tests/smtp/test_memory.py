@@ -79,7 +79,7 @@ def fill(sock: socket.socket, parts: tuple[bytes, ...]) -> None:
         *((way, "smtps") for way in ("an envelope", *list(WAYS)[-3:])),
     ],
 )
-async def test_what_is_held_is_at_most_the_budget_and_an_allowance_a_session(
+async def test_memory_is_at_most_the_budget_and_an_allowance_per_session(
     way: str, scheme: str, certificates: Certificates
 ) -> None:
     handler = Slow()
@@ -160,7 +160,7 @@ def test_at_default_settings_one_client_holds_what_the_security_page_says(
     assert most // 2 < held < most
 
 
-async def test_a_message_in_hand_is_charged_until_its_handler_has_ended() -> None:
+async def test_a_message_is_charged_until_its_handler_has_ended() -> None:
     """Else clients that send and go would have a slow handler hold what they like."""
     handler = Slow()
     async with serve(handler, max_buffered=LIMIT) as server:
@@ -198,7 +198,7 @@ def test_one_client_may_hold_an_eighth_by_default_and_a_message_at_least(
     assert buffered_share(Config.build(given_settings)) == share
 
 
-async def test_a_client_past_its_share_gets_452_and_the_others_are_served() -> None:
+async def test_a_client_above_its_share_gets_452_and_the_others_are_served() -> None:
     options = {"max_buffered": "4M", "max_buffered_from_ip": "1M", "exempt": ["127.0.0.9"]}
     async with serve(Discard(), **options) as server:
         clients = [await holder(server, 900_000, source=f"127.0.0.{n}") for n in (2, 9, 9)]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pytest
 
 
-async def test_a_whole_transaction_comes_in_one_packet() -> None:
+async def test_a_whole_transaction_in_one_packet_is_processed() -> None:
     handler = Collect()
     async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
         client.send(f"EHLO x\r\n{MAIL}\r\n{RCPT}\r\nDATA\r\none\r\n.\r\nNOOP\r\n{MAIL}\r\nQUIT\r\n")
@@ -25,7 +25,7 @@ async def test_a_whole_transaction_comes_in_one_packet() -> None:
     assert handler.messages == [b"one\r\n"]
 
 
-async def test_many_transactions_come_in_packets_of_any_size() -> None:
+async def test_many_transactions_in_packets_of_any_size_are_processed() -> None:
     handler = Collect()
     one = f"{MAIL}\r\n{RCPT}\r\nDATA\r\n..%d\r\n.\r\n{MAIL}\r\nRCPT TO:<b@c>\r\nBDAT 4\r\n.\r\n%d"
     stream = "".join((one + "BDAT 2 LAST\r\n\r\n") % (n % 10, n % 10) for n in range(50)).encode()
@@ -73,13 +73,13 @@ async def test_the_replies_to_a_batch_are_written_at_once(monkeypatch: pytest.Mo
         assert [batch.count(b"\r\n") for batch in recorder.written] == [4]
 
 
-async def test_after_a_refused_rcpt_a_pipelined_data_is_refused_and_its_text_is_no_text() -> None:
+async def test_a_pipelined_data_after_a_rejected_rcpt_is_rejected() -> None:
     async with greeted(Discard()) as client:
         client.send(f"{MAIL}\r\nRCPT TO:<nobody\r\nDATA\r\nRSET\r\n")
         assert await replies(client, 4) == [250, 553, 503, 250]
 
 
-async def test_pipelined_commands_do_not_keep_the_loop_from_others() -> None:
+async def test_pipelined_commands_do_not_block_other_sessions() -> None:
     """Stock aiosmtpd answers all that is buffered in one go."""
     async with serve(Discard()) as server:
         flood = await Client.to(server.addresses[0])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 
-async def test_plaintext_sessions_have_it_and_sockets_inherit_nodelay() -> None:
+async def test_plaintext_sessions_use_a_socket_transport_and_inherit_nodelay() -> None:
     async with (
         serve(Discard()) as server,
         await Client.to(server.addresses[0]) as client,
@@ -48,7 +48,7 @@ async def test_without_epoll_the_loop_watches(
             assert (await client.deliver()).code == 250
 
 
-async def test_no_descriptor_for_the_epoll_is_told_and_the_next_client_is_served(
+async def test_a_missing_descriptor_for_the_epoll_is_logged_and_the_next_client_served(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -66,7 +66,7 @@ async def test_no_descriptor_for_the_epoll_is_told_and_the_next_client_is_served
             await client.greet()
 
 
-async def test_replies_that_a_client_has_not_read_come_before_the_handshake(
+async def test_unread_replies_are_sent_before_the_handshake(
     certificates: Certificates,
 ) -> None:
     async with (

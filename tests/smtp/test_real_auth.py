@@ -35,9 +35,7 @@ def options(certificates: Certificates, *listen: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
 @pytest.mark.parametrize("tls", ["--tls", "--tls-on-connect"])
-async def test_swaks_authenticates_itself(
-    tls: str, mechanism: str, certificates: Certificates
-) -> None:
+async def test_swaks_authenticates(tls: str, mechanism: str, certificates: Certificates) -> None:
     swaks = peer("swaks")
     async with serve(Discard(), **options(certificates)) as server:
         for password, status in [(PASSWORD.decode(), 0), ("wrong", 28)]:
@@ -52,7 +50,7 @@ async def test_swaks_authenticates_itself(
 
 
 @pytest.mark.parametrize("implicit", [False, True])
-async def test_aiosmtplib_authenticates_itself_and_delivers(
+async def test_aiosmtplib_authenticates_and_delivers(
     implicit: bool, certificates: Certificates
 ) -> None:
     async with serve(Discard(), **options(certificates)) as server:

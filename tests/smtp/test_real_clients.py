@@ -89,9 +89,7 @@ def test_swaks_delivers_over_starttls(tmp_path: Path, certificates: Certificates
     assert "\n\t(TLSv1.3 cipher " in message["Received"]
 
 
-def test_swaks_delivers_over_tls_from_the_first_byte(
-    tmp_path: Path, certificates: Certificates
-) -> None:
+def test_swaks_delivers_over_implicit_tls(tmp_path: Path, certificates: Certificates) -> None:
     with start(tmp_path, "-l", "smtps:127.0.0.1:0", *tls_options(certificates)) as daemon:
         swaks(daemon, "--tls-on-connect", "--tls-verify", "--tls-ca-path", certificates.ca)
     assert " with ESMTPS id " in only_message(tmp_path / "Maildir")["Received"]
@@ -104,7 +102,7 @@ def test_swaks_delivers_over_ipv6(tmp_path: Path) -> None:
     assert received.startswith("from client.example ([IPv6:::1])\n")
 
 
-def test_swaks_delivers_by_ipv4_to_the_default_bind(tmp_path: Path) -> None:
+def test_swaks_delivers_by_ipv4_to_the_default_listener(tmp_path: Path) -> None:
     """The socket is an IPv6 one; the header tells what the client is."""
     with start(tmp_path, "-p", "0") as daemon:
         swaks(daemon)
@@ -123,13 +121,13 @@ def test_swaks_delivers_by_a_unix_socket(tmp_path: Path) -> None:
     assert received.startswith("from client.example (local socket)\n")
 
 
-def test_swaks_speaks_plain_old_smtp(tmp_path: Path) -> None:
+def test_swaks_delivers_after_helo(tmp_path: Path) -> None:
     with start(tmp_path) as daemon:
         swaks(daemon, "--protocol", "SMTP")
     assert " with SMTP id " in only_message(tmp_path / "Maildir")["Received"]
 
 
-def test_swaks_is_refused_without_the_tls_that_is_required(
+def test_swaks_is_rejected_without_the_required_tls(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     options = ("-l", "127.0.0.1:0", *tls_options(certificates), "--require-starttls")
@@ -202,7 +200,7 @@ def smtp_source(daemon: Daemon, *more: object) -> None:
     )
 
 
-def test_smtp_source_fills_a_maildir_with_whole_messages(tmp_path: Path) -> None:
+def test_smtp_source_stores_complete_messages_in_a_maildir(tmp_path: Path) -> None:
     with start(tmp_path) as daemon:
         smtp_source(daemon)
         assert daemon.stop() == 0
@@ -231,7 +229,7 @@ def test_smtp_source_is_served_by_either_loop(tmp_path: Path, loop: str) -> None
         assert "ERROR" not in daemon.log
 
 
-def test_smtp_source_waits_where_only_few_fit(tmp_path: Path) -> None:
+def test_clients_of_smtp_source_wait_for_connection_slots(tmp_path: Path) -> None:
     """Ten clients, two places, nobody refused: the other eight wait in the backlog."""
     options = ("-l", "127.0.0.1:0", "--handler", "discard", "-c", "2")
     with start(tmp_path, *options) as daemon:

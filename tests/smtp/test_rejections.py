@@ -119,7 +119,7 @@ SAID: dict[str, tuple[Sequence[str], str, str]] = {
 
 @pytest.mark.filterwarnings("ignore:Requiring AUTH")
 @pytest.mark.parametrize("case", SAID)
-async def test_a_rejection_is_one_line_with_client_session_reply_and_addresses(
+async def test_a_rejection_is_one_log_line_with_client_session_reply_and_addresses(
     case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines, command, rest = SAID[case]
@@ -154,7 +154,7 @@ async def test_a_rejection_is_one_line_with_client_session_reply_and_addresses(
     ]
 
 
-async def test_what_concerns_more_than_the_protocol_has_the_session_in_its_reply() -> None:
+async def test_a_rejection_that_concerns_more_than_the_protocol_has_the_session_id() -> None:
     async with greeted(Refuses(), max_message_size=1000) as client:
         too_much = await client.deliver("x" * 2000 + "\r\n")
         assert re.fullmatch(rf"5.3.4 Error: Too much mail data \[{ID}\]", too_much.text)
@@ -163,7 +163,7 @@ async def test_what_concerns_more_than_the_protocol_has_the_session_in_its_reply
         assert (await client.say("RCPT TO:<no@d.example>")).text == "5.7.1 We do not relay"
 
 
-async def test_a_client_that_causes_many_gets_one_line_and_a_count(
+async def test_many_rejections_of_a_client_are_one_line_and_a_count(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, logger="smtpd_fork.session")
@@ -209,7 +209,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-async def test_a_likely_mistake_is_named_in_one_warning_a_client(
+async def test_a_probable_mistake_is_one_warning_per_client(
     mistake: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     sent, text = MISTAKES[mistake]
@@ -245,12 +245,12 @@ async def test_a_network_of_ipv6_is_one_client_and_a_handlers_reply_is_logged_wh
     assert len(keys) == 2
 
 
-def test_what_a_client_says_is_printable_and_short_in_a_rejection() -> None:
+def test_text_of_a_client_is_printable_and_short_in_a_rejection() -> None:
     said = Rejection("s", "192.0.2.1", "RCPT", "550 no", "handler", "a", "b", 1, "helo")
     assert str(said) == "rejected RCPT from 192.0.2.1 [s]: 550 no; from=<a> to=<b> helo=<helo>"
 
 
-def test_every_enhanced_status_code_of_ours_has_a_reason() -> None:
+def test_every_enhanced_status_code_of_this_server_has_a_reason() -> None:
     from smtpd_fork.dialogue import replies
 
     texts = [each for each in vars(replies).values() if isinstance(each, tuple)]
@@ -263,7 +263,7 @@ def test_every_enhanced_status_code_of_ours_has_a_reason() -> None:
 
 @pytest.mark.parametrize("implicit", [False, True], ids=["STARTTLS", "implicit TLS"])
 @pytest.mark.parametrize("how", ["closed", "reset", "silent", "garbage", "garbage at once"])
-async def test_a_tls_handshake_that_fails_says_why(
+async def test_a_failed_tls_handshake_is_logged_with_its_reason(
     how: str, implicit: bool, certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     reason = {

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 
-async def test_a_message_reaches_the_handler() -> None:
+async def test_the_handler_gets_the_message() -> None:
     handler = Collect()
     async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
@@ -33,7 +33,7 @@ async def test_the_greeting_names_the_host_and_no_version() -> None:
     assert banner == (220, ["mx.example.com ESMTP smtpd-fork"])
 
 
-async def test_quit_ends_the_session_and_gives_the_place_back() -> None:
+async def test_quit_ends_the_session_and_releases_the_slot() -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         assert server.gate.count == 1
@@ -42,7 +42,7 @@ async def test_quit_ends_the_session_and_gives_the_place_back() -> None:
         assert server.gate.count == 0
 
 
-async def test_with_no_sink_a_message_is_not_accepted() -> None:
+async def test_without_a_sink_a_message_is_not_accepted() -> None:
     class Undecided:
         async def handle_VRFY(self, *_: Any) -> Any:
             return MISSING
@@ -53,7 +53,7 @@ async def test_with_no_sink_a_message_is_not_accepted() -> None:
         assert (reply.code, reply.text[:5]) == (451, "4.3.0")
 
 
-async def test_a_handler_with_no_opinion_on_data_does_not_accept_it() -> None:
+async def test_a_handler_that_returns_missing_for_data_does_not_accept_it() -> None:
     class Undecided:
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> Any:
             return MISSING
@@ -106,7 +106,7 @@ async def test_a_handler_that_raises_is_451_and_its_text_stays_in_the_log(
     assert records[0].getMessage().startswith("[")
 
 
-async def test_after_a_failed_data_the_transaction_is_over() -> None:
+async def test_a_failed_data_ends_the_transaction() -> None:
     class Broken:
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
             raise RuntimeError
@@ -118,7 +118,7 @@ async def test_after_a_failed_data_the_transaction_is_over() -> None:
 
 
 @pytest.mark.parametrize("answer", [None, "ok", 250, "", "999 no", "354 go on"])
-async def test_an_answer_that_is_no_reply_is_451(answer: object) -> None:
+async def test_an_answer_that_is_not_a_reply_is_451(answer: object) -> None:
     class Wrong:
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> Any:
             return answer
@@ -141,7 +141,7 @@ async def test_421_from_a_hook_closes_the_connection() -> None:
 
 
 @pytest.mark.parametrize("command", ["MAIL FROM:<", 'MAIL FROM:"', "MAIL FROM:<a@", "VRFY <"])
-async def test_what_is_no_address_is_a_clients_error(
+async def test_an_invalid_address_is_an_error_of_the_client(
     command: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
@@ -181,7 +181,7 @@ async def test_auth_works_with_an_authenticator(certificates: Certificates) -> N
         assert (await client.deliver()).code == 250
 
 
-async def test_nobody_is_no_recipient() -> None:
+async def test_an_empty_recipient_is_rejected() -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         await client.say("MAIL FROM:<>")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     {"auth_callback": print, "decode_data": True, "command_call_limit": 7},
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Requiring AUTH")
-async def test_another_session_has_what_the_constructor_gives(
+async def test_a_session_change_does_not_affect_new_sessions(
     more: dict[str, Any], certificates: Certificates
 ) -> None:
     if more.get("tls_context"):
@@ -45,7 +45,7 @@ async def test_another_session_has_what_the_constructor_gives(
     assert another.connection.id != first.connection.id
 
 
-async def test_a_context_that_most_clients_cannot_meet_is_warned_of(
+async def test_a_tls_context_that_most_clients_cannot_satisfy_is_a_warning(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     SMTP(Discard(), tls_context=certificates.server)
@@ -56,7 +56,7 @@ async def test_a_context_that_most_clients_cannot_meet_is_warned_of(
     assert "verify_mode is CERT_REQUIRED" in caplog.text
 
 
-async def test_what_a_handler_does_to_a_session_is_that_sessions_own() -> None:
+async def test_settings_that_a_handler_changes_apply_to_one_session() -> None:
     class Generous(Discard):
         async def handle_MAIL(self, server: Any, *_: Any) -> str:
             server.data_size_limit = 5
@@ -74,7 +74,7 @@ async def test_what_a_handler_does_to_a_session_is_that_sessions_own() -> None:
                 assert "SIZE 5" in (await client.say("EHLO x")).lines
 
 
-async def test_a_class_with_a_constructor_of_its_own_is_called_for_each_client() -> None:
+async def test_a_class_with_its_own_constructor_is_called_for_each_client() -> None:
     class Numbered(SMTP):
         made = 0
 
@@ -90,7 +90,7 @@ async def test_a_class_with_a_constructor_of_its_own_is_called_for_each_client()
     assert Numbered.made == 2
 
 
-async def test_context_variables_last_for_a_session_as_in_aiosmtpd_and_no_longer() -> None:
+async def test_context_variables_last_for_one_session_as_in_aiosmtpd() -> None:
     who: ContextVar[str] = ContextVar("who", default="nobody")
     seen: list[str] = []
 
@@ -178,7 +178,7 @@ def test_a_hook_without_an_await_is_known_by_its_code(hook: Any, never: bool) ->
     assert never_waits(hook) is never
 
 
-async def test_a_hook_without_an_await_needs_no_task_and_fails_like_any_other(
+async def test_a_hook_without_an_await_needs_no_task_and_may_fail(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Fails(Discard):

@@ -24,7 +24,7 @@ def sent_by(command: str, text: str) -> str:
     return f"DATA\r\n{re.sub('(?m)^[.]', '..', text)}.\r\n"
 
 
-async def test_recipients_past_the_limit_are_452() -> None:
+async def test_recipients_above_the_limit_are_452() -> None:
     handler = Collect()
     async with (
         serve(handler, max_recipients=2) as server,
@@ -44,7 +44,7 @@ async def test_recipients_past_the_limit_are_452() -> None:
 @pytest.mark.parametrize(
     ("size", "code"), [(0, 250), (1000, 250), (1001, 552), (10**19, 552), (10**30, 552)]
 )
-async def test_an_announced_size_is_judged_before_the_message(size: int, code: int) -> None:
+async def test_a_declared_size_is_checked_before_the_message(size: int, code: int) -> None:
     async with (
         serve(Discard(), max_message_size=1000) as server,
         await Client.to(server.addresses[0]) as client,
@@ -65,7 +65,7 @@ LONG_LINES = [
 
 @pytest.mark.parametrize(("limit", "text", "code"), LONG_LINES)
 @pytest.mark.parametrize("command", ["DATA", "BDAT"])
-async def test_a_line_past_the_limit_is_refused_once_the_message_has_come(
+async def test_a_line_above_the_limit_is_rejected_at_the_end_of_the_message(
     limit: str | None, text: str, code: int, command: str
 ) -> None:
     handler = Collect()
@@ -99,7 +99,7 @@ async def test_a_reload_changes_the_limit_of_lines_for_new_sessions() -> None:
 
 
 @pytest.mark.parametrize(("option", "length", "code"), [(0, 18, 250), (0, 19, 500), (10, 9, 500)])
-async def test_the_class_may_set_a_limit_as_in_aiosmtpd_and_the_smaller_one_counts(
+async def test_the_class_may_set_a_limit_and_the_smaller_one_applies(
     option: int, length: int, code: int
 ) -> None:
     async with greeted(Discard(), session_class=ShortLines, max_line_length=option) as client:
@@ -130,7 +130,7 @@ async def test_doubled_dots_do_not_count_towards_the_size(
 
 @pytest.mark.parametrize(("limit", "code"), [(200, 250), (199, 552)])
 @pytest.mark.parametrize("command", ["DATA", "BDAT"])
-async def test_a_message_counts_as_large_as_normalizing_makes_it(
+async def test_the_size_of_a_message_is_that_after_normalization(
     limit: int, code: int, command: str
 ) -> None:
     handler = Collect()
@@ -142,7 +142,7 @@ async def test_a_message_counts_as_large_as_normalizing_makes_it(
     assert handler.messages == [b"\r\n" * 100][: code == 250]
 
 
-async def test_a_message_that_is_too_large_is_told_after_the_final_dot_and_not_kept() -> None:
+async def test_a_message_that_is_too_large_gets_552_at_its_end_and_is_not_stored() -> None:
     packet = (b"x" * 78 + b"\r\n") * 1000
     async with greeted(Discard(), max_message_size=100_000) as client:
         await client.say(MAIL, RCPT, "DATA")
@@ -161,7 +161,7 @@ async def test_a_message_that_is_too_large_is_told_after_the_final_dot_and_not_k
         assert (await client.deliver()).code == 250
 
 
-async def test_messages_past_the_buffers_are_452_and_the_others_are_not_touched() -> None:
+async def test_messages_above_the_memory_limit_are_452_and_others_are_not_affected() -> None:
     handler = Collect()
     async with serve(handler, max_buffered=100_000) as server:
         budget = server._budget
@@ -189,7 +189,7 @@ async def test_messages_past_the_buffers_are_452_and_the_others_are_not_touched(
     [("normalize", 50_000, 250), ("normalize", 1900, 452), ("accept", 1900, 250)],
 )
 @pytest.mark.parametrize("command", ["DATA", "BDAT"])
-async def test_the_buffers_are_charged_for_what_normalizing_adds(
+async def test_bytes_added_by_normalization_are_charged(
     mode: str, buffered: int, code: int, command: str
 ) -> None:
     async with (
@@ -204,7 +204,7 @@ async def test_the_buffers_are_charged_for_what_normalizing_adds(
         assert server._budget.used == 0
 
 
-async def test_with_the_buffers_full_data_is_452_until_they_are_not() -> None:
+async def test_data_is_452_while_memory_is_short() -> None:
     async with serve(Discard(), max_buffered=100_000) as server:
         budget = server._budget
         client = await Client.to(server.addresses[0])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-async def test_an_address_in_utf8_takes_the_parameter() -> None:
+async def test_an_address_in_utf8_requires_the_parameter() -> None:
     handler = Collect()
     async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
         assert "SMTPUTF8" in (await client.greet()).lines
@@ -41,7 +41,7 @@ async def test_an_address_in_utf8_takes_the_parameter() -> None:
     ("scheme", "parameter", "protocol"),
     [("smtp", " SMTPUTF8", "UTF8SMTP"), ("smtp", "", "ESMTP"), ("lmtp", " SMTPUTF8", "UTF8LMTP")],
 )
-async def test_received_says_that_a_message_has_smtputf8(
+async def test_received_names_the_protocol_with_smtputf8(
     scheme: str, parameter: str, protocol: str, tmp_path: Path
 ) -> None:
     """RFC 6531 4.3."""
@@ -57,14 +57,14 @@ async def test_received_says_that_a_message_has_smtputf8(
 
 
 @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf8\x88"])
-async def test_what_is_no_utf8_is_refused(bad: bytes) -> None:
+async def test_invalid_utf8_is_rejected(bad: bytes) -> None:
     async with greeted(Discard()) as client:
         client.send(b"MAIL FROM:<" + bad + b"@b.c> SMTPUTF8\r\n")
         assert code_and_enhanced(await client.reply()) == (500, "5.5.2")
         assert (await client.say(RCPT)).code == 503
 
 
-async def test_a_message_is_eight_bits_wide() -> None:
+async def test_a_message_may_contain_eight_bit_octets() -> None:
     handler = Collect()
     async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
         assert "8BITMIME" in (await client.greet()).lines

@@ -106,7 +106,7 @@ async def test_only_crlf_dot_crlf_ends_a_message(before: str, after: str, mode: 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("before", "after"), VARIANTS)
-async def test_nor_does_anything_else_at_the_start_of_a_message(
+async def test_only_crlf_dot_crlf_ends_a_message_at_its_start(
     before: str, after: str, mode: str
 ) -> None:
     handler = Collect()
@@ -136,7 +136,7 @@ async def test_the_end_is_found_in_single_bytes(mode: str) -> None:
     assert handler.messages == [("a@example.com", b"x\r\n.\r\ny\r\n")]
 
 
-async def test_by_default_what_was_one_message_is_one_for_the_next_hop_as_well() -> None:
+async def test_by_default_a_message_is_one_message_for_the_next_hop_too() -> None:
     """A handler gets the text without doubled dots; smtplib doubles them again."""
     behind = Collect()
 
@@ -167,9 +167,7 @@ async def test_by_default_what_was_one_message_is_one_for_the_next_hop_as_well()
 
 @pytest.mark.parametrize("bare", ["\n", "\r", "\0", "\n\r", "\r\r"], ids=repr)
 @pytest.mark.parametrize("where", ["in", "end", "begin"])
-async def test_a_command_with_a_bare_byte_is_refused_and_not_carried_out(
-    bare: str, where: str
-) -> None:
+async def test_a_command_with_a_bare_byte_is_rejected(bare: str, where: str) -> None:
     handler = Collect()
     line = {
         "in": f"MAIL FROM:<a@b.c>{bare}{SMUGGLED}",
@@ -189,7 +187,7 @@ async def test_a_command_with_a_bare_byte_is_refused_and_not_carried_out(
 
 
 @pytest.mark.parametrize("cut", range(1, 7))
-async def test_what_is_behind_a_bare_lf_is_no_command_however_it_comes(cut: int) -> None:
+async def test_text_after_a_bare_lf_is_not_a_command_however_it_is_cut(cut: int) -> None:
     handler = Collect()
     data = f"NOOP\n{SMUGGLED}\r\nVRFY x@y.z\r\n".encode()
     async with greeted(handler, bare_newline="reject") as client:
@@ -201,7 +199,7 @@ async def test_what_is_behind_a_bare_lf_is_no_command_however_it_comes(cut: int)
 
 
 @pytest.mark.parametrize("bare", ["\r", "\0", "\r\r", "\n\r"], ids=repr)
-async def test_by_default_cr_or_nul_within_a_command_is_refused_and_not_carried_out(
+async def test_by_default_a_command_with_cr_or_nul_is_rejected(
     bare: str,
 ) -> None:
     handler = Collect()
@@ -214,7 +212,7 @@ async def test_by_default_cr_or_nul_within_a_command_is_refused_and_not_carried_
 
 
 @pytest.mark.parametrize("mode", ["normalize", "accept"])
-async def test_the_lenient_modes_take_a_bare_lf_for_the_end_of_a_command(mode: str) -> None:
+async def test_a_bare_lf_ends_a_command_except_with_reject(mode: str) -> None:
     async with greeted(Discard(), bare_newline=mode) as client:
         client.send("NOOP\nNOOP\r\n")
         assert [(await client.reply()).code for _ in range(2)] == [250, 250]

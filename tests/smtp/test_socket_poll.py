@@ -14,7 +14,7 @@ from smtpd_fork.smtp.socket_poll import READ, SocketPoll
 from smtpd_fork.smtp.socket_transport import READS_A_TURN
 
 
-async def test_nothing_is_received_before_what_connection_made_has_started() -> None:
+async def test_nothing_is_received_before_tasks_of_connection_made_have_started() -> None:
     """A handle_CONNECT that runs in a task is asked before the client's reset ends its session."""
     poll = SocketPoll(asyncio.get_running_loop())
     order = []
@@ -40,7 +40,7 @@ async def test_nothing_is_received_before_what_connection_made_has_started() -> 
     poll.close()
 
 
-async def test_an_event_of_a_descriptor_that_is_anothers_by_now_is_nothing(
+async def test_an_event_for_a_reused_descriptor_has_no_effect(
     poll: SocketPoll,
 ) -> None:
     third = Recorder()
@@ -76,7 +76,7 @@ async def test_an_event_of_a_descriptor_that_is_anothers_by_now_is_nothing(
         await asyncio.sleep(0)
 
 
-async def test_a_child_process_that_inherits_a_socket_keeps_no_entry_in_the_epoll() -> None:
+async def test_a_socket_inherited_by_a_child_process_leaves_the_epoll() -> None:
     poll = SocketPoll(asyncio.get_running_loop())
     with pair() as (ours, theirs):
         transport = begun(poll, ours, Recorder())
@@ -90,7 +90,7 @@ async def test_a_child_process_that_inherits_a_socket_keeps_no_entry_in_the_epol
     poll.close()
 
 
-async def test_one_that_sends_without_end_does_not_keep_others_waiting(poll: SocketPoll) -> None:
+async def test_a_client_that_sends_endlessly_does_not_delay_others(poll: SocketPoll) -> None:
     reads = 0
 
     class Counts(Recorder):

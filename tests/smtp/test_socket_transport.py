@@ -34,7 +34,7 @@ class Buffered(asyncio.BufferedProtocol):
         self.data += self.view[:nbytes].tobytes()
 
 
-async def test_bytes_go_both_ways_and_an_end_is_told_once(poll: SocketPoll) -> None:
+async def test_bytes_are_sent_and_received_and_the_end_is_reported_once(poll: SocketPoll) -> None:
     with pair() as (ours, theirs):
         transport = begun(poll, ours, told := Recorder())
         transport.write(b"220 hello\r\n")
@@ -48,7 +48,7 @@ async def test_bytes_go_both_ways_and_an_end_is_told_once(poll: SocketPoll) -> N
         assert theirs.recv(1) == b""
 
 
-async def test_what_the_client_does_not_take_is_kept_in_order(poll: SocketPoll) -> None:
+async def test_data_that_the_client_does_not_read_is_kept_in_order(poll: SocketPoll) -> None:
     with pair() as (ours, theirs):
         transport = begun(poll, ours, told := Recorder())
         text = os.urandom(FOUR_MIB)
@@ -65,7 +65,7 @@ async def test_what_the_client_does_not_take_is_kept_in_order(poll: SocketPoll) 
         await until(lambda: told.data == b"still read")
 
 
-async def test_close_sends_what_is_left_and_receives_no_more(poll: SocketPoll) -> None:
+async def test_close_sends_buffered_data_and_stops_receiving(poll: SocketPoll) -> None:
     with pair() as (ours, theirs):
         transport = begun(poll, ours, told := Recorder())
         transport.write(bytes(FOUR_MIB))
@@ -80,7 +80,7 @@ async def test_close_sends_what_is_left_and_receives_no_more(poll: SocketPoll) -
             theirs.recv(1)
 
 
-async def test_abort_forgets_what_is_unsent(poll: SocketPoll) -> None:
+async def test_abort_drops_unsent_data(poll: SocketPoll) -> None:
     with pair() as (ours, theirs):
         transport = begun(poll, ours, told := Recorder())
         transport.write(bytes(FOUR_MIB))
@@ -93,7 +93,7 @@ async def test_abort_forgets_what_is_unsent(poll: SocketPoll) -> None:
         assert told.events.count(LOST) == 1
 
 
-async def test_writing_ends_when_all_is_sent_and_reading_goes_on(poll: SocketPoll) -> None:
+async def test_write_eof_waits_for_unsent_data_and_reading_continues(poll: SocketPoll) -> None:
     with pair() as (ours, theirs):
         transport = begun(poll, ours, told := Recorder())
         transport.write(bytes(FOUR_MIB))
@@ -107,7 +107,7 @@ async def test_writing_ends_when_all_is_sent_and_reading_goes_on(poll: SocketPol
         await until(lambda: LOST in told.events)
 
 
-async def test_a_protocol_may_keep_its_half_open_after_the_clients_end(poll: SocketPoll) -> None:
+async def test_a_protocol_may_keep_the_connection_half_open(poll: SocketPoll) -> None:
     with pair() as (ours, theirs):
         transport = begun(poll, ours, told := Recorder(keep_open=True))
         theirs.shutdown(socket.SHUT_WR)
@@ -121,7 +121,7 @@ async def test_a_protocol_may_keep_its_half_open_after_the_clients_end(poll: Soc
 
 
 @pytest.mark.parametrize("does", ["reads", "writes", "has unsent bytes"])
-async def test_a_reset_is_told_with_its_error(poll: SocketPoll, does: str) -> None:
+async def test_a_reset_is_reported_with_its_error(poll: SocketPoll, does: str) -> None:
     with pair(tcp=True) as (ours, theirs):
         transport = begun(poll, ours, told := Recorder())
         if does != "reads":
@@ -137,7 +137,7 @@ async def test_a_reset_is_told_with_its_error(poll: SocketPoll, does: str) -> No
         assert transport.get_extra_info("peername", "unknown") == "unknown"
 
 
-async def test_paused_reading_leaves_bytes_in_the_kernel(poll: SocketPoll) -> None:
+async def test_while_reading_is_paused_bytes_stay_in_the_kernel(poll: SocketPoll) -> None:
     with pair() as (ours, theirs):
         transport = begun(poll, ours, told := Recorder())
         transport.pause_reading()
@@ -155,7 +155,7 @@ async def test_paused_reading_leaves_bytes_in_the_kernel(poll: SocketPoll) -> No
 
 
 @pytest.mark.parametrize("where", ["connection_made", "data_received", "eof_received"])
-async def test_a_protocol_that_raises_is_told_to_the_loop_and_closed(
+async def test_a_protocol_that_raises_is_reported_to_the_loop_and_closed(
     poll: SocketPoll, where: str
 ) -> None:
     told = Recorder()
@@ -176,7 +176,7 @@ async def test_a_protocol_that_raises_is_told_to_the_loop_and_closed(
         assert transport.is_closing()
 
 
-async def test_a_buffered_protocol_is_served_too(poll: SocketPoll) -> None:
+async def test_a_buffered_protocol_is_supported(poll: SocketPoll) -> None:
     with pair() as (ours, theirs):
         transport = begun(poll, ours, Recorder())
         buffered = Buffered()
@@ -188,7 +188,7 @@ async def test_a_buffered_protocol_is_served_too(poll: SocketPoll) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_socket_is_handed_over_with_what_is_unsent(poll: SocketPoll) -> None:
+async def test_a_socket_is_detached_with_its_unsent_data(poll: SocketPoll) -> None:
     with pair() as (ours, theirs):
         transport = begun(poll, ours, told := Recorder())
         transport.write(bytes(FOUR_MIB))
@@ -202,7 +202,7 @@ async def test_a_socket_is_handed_over_with_what_is_unsent(poll: SocketPoll) -> 
         assert ours.recv(100) == b"not for it"
 
 
-async def test_a_closed_socket_is_not_handed_over(poll: SocketPoll) -> None:
+async def test_a_closed_socket_cannot_be_detached(poll: SocketPoll) -> None:
     with pair() as (ours, _theirs):
         transport = begun(poll, ours, told := Recorder())
         transport.abort()
@@ -211,7 +211,7 @@ async def test_a_closed_socket_is_not_handed_over(poll: SocketPoll) -> None:
         await until(lambda: LOST in told.events)
 
 
-async def test_limits_and_facts_are_as_of_any_transport(poll: SocketPoll) -> None:
+async def test_limits_and_extra_info_are_those_of_any_transport(poll: SocketPoll) -> None:
     with pair(tcp=True) as (ours, theirs):
         transport = begun(poll, ours, told := Recorder())
         assert isinstance(transport, asyncio.Transport)

@@ -100,7 +100,7 @@ class Slow(Collect):
 
 
 @pytest.mark.parametrize("handler", [Collect, Slow])
-async def test_supers_smtp_data_returns_when_the_message_is_answered(
+async def test_smtp_data_of_super_returns_after_the_reply_to_the_message(
     handler: type[Collect], data: type[Data]
 ) -> None:
     taken = handler()
@@ -120,7 +120,7 @@ async def test_supers_smtp_data_returns_when_the_message_is_answered(
     assert len(data.events) == 8
 
 
-async def test_what_refuses_data_returns_at_once(data: type[Data]) -> None:
+async def test_smtp_data_of_super_returns_at_once_if_data_is_rejected(data: type[Data]) -> None:
     async with greeted(Collect(), session_class=data, max_message_size=100) as client:
         assert (await client.say("DATA")).code == 503
         assert (await client.deliver("x" * 200 + "\r\n")).code == 552
@@ -129,9 +129,7 @@ async def test_what_refuses_data_returns_at_once(data: type[Data]) -> None:
 
 
 @pytest.mark.parametrize("ending", ["reset", "eof", "stop", "kick", "timeout", "slow stop"])
-async def test_a_message_that_does_not_come_whole_leaves_nothing(
-    ending: str, data: type[Data]
-) -> None:
+async def test_an_incomplete_message_leaves_no_objects(ending: str, data: type[Data]) -> None:
     options: dict[str, Any] = {"data_timeout": 0.2} if ending == "timeout" else {}
     handler = Collect()
     async with serve(handler, session_class=data, **options) as server:
@@ -193,7 +191,7 @@ async def test_a_subclass_that_fails_after_its_reply_sends_no_second_one(
     assert [record.levelno for record in caplog.records if record.exc_info] == [logging.ERROR] * 4
 
 
-async def test_bdat_does_not_go_around_a_subclasss_data(data: type[Data]) -> None:
+async def test_bdat_does_not_bypass_smtp_data_of_a_subclass(data: type[Data]) -> None:
     handler = Collect()
     async with serve(handler, session_class=data) as server:
         async with await Client.to(server.addresses[0]) as client:
@@ -208,7 +206,7 @@ async def test_bdat_does_not_go_around_a_subclasss_data(data: type[Data]) -> Non
     assert handler.messages == []
 
 
-async def test_a_subclass_that_takes_chunks_itself_is_offered_them() -> None:
+async def test_chunking_is_offered_if_a_subclass_has_smtp_bdat() -> None:
     class Both(Data):
         async def smtp_BDAT(self, arg: str | None) -> None:
             await super().smtp_BDAT(arg)
@@ -231,7 +229,7 @@ async def test_a_subclass_that_takes_chunks_itself_is_offered_them() -> None:
         ({"BDAT": 2, "*": 9}, [250, 421]),
     ],
 )
-async def test_a_call_limit_of_data_holds_for_bdat(limit: Any, codes: list[int]) -> None:
+async def test_a_call_limit_of_data_applies_to_bdat(limit: Any, codes: list[int]) -> None:
     options = {"command_call_limit": limit}
     async with greeted(Collect(), session_options=options) as client:
         for code in codes:
@@ -298,7 +296,7 @@ async def test_a_connection_made_that_raises_holds_no_slot() -> None:
         await until(lambda: server.gate.count == 0)
 
 
-async def test_a_class_that_asks_the_handler_itself_sees_the_hooks_that_wait() -> None:
+async def test_a_class_that_calls_the_handler_itself_sees_the_hooks_that_wait() -> None:
     seen: list[str] = []
 
     class Asks(SMTP):

@@ -102,7 +102,7 @@ class Slow:
         return self.connection.phase
 
 
-def test_each_reply_comes_after_its_delay_and_not_before() -> None:
+def test_each_reply_is_sent_after_its_delay_and_not_before() -> None:
     slow = Slow()
     assert slow.phase == "tarpit"
     assert slow.wait(DELAY - 0.1) == b""
@@ -134,7 +134,7 @@ def test_the_replies_are_those_without_a_tarpit_however_the_stream_is_cut(
     assert delays == len(re.findall(rb"(?m)^\d\d\d ", sent)) - 1  # not for the last one
 
 
-def test_what_a_client_sends_meanwhile_is_bounded() -> None:
+def test_input_during_a_delay_is_limited() -> None:
     slow = Slow()
     paused = []
     slow.transport.pause_reading = lambda: paused.append(True)  # type: ignore[method-assign]
@@ -144,7 +144,7 @@ def test_what_a_client_sends_meanwhile_is_bounded() -> None:
     slow.end()
 
 
-def test_the_time_of_the_client_begins_with_the_reply() -> None:
+def test_the_timeout_of_the_client_begins_with_the_reply() -> None:
     slow = Slow(limits=Limits(command_seconds=30.0))
     slow.wait()
     assert slow.wait(29.0) == b""
@@ -159,7 +159,7 @@ def test_a_session_has_no_more_time_in_the_tarpit() -> None:
 
 
 @pytest.mark.parametrize("end", ["time", "memory"])
-def test_a_session_that_has_to_end_says_first_that_a_message_was_taken(end: str) -> None:
+def test_a_session_that_must_end_first_sends_the_reply_to_its_message(end: str) -> None:
     slow = Slow(limits=Limits(session_seconds=30.0))
     for command in MESSAGE:
         slow.wait()
@@ -179,7 +179,7 @@ def test_a_session_that_has_to_end_says_first_that_a_message_was_taken(end: str)
 
 
 @pytest.mark.parametrize("end", ["shut_down", "kick"])
-def test_the_end_of_a_session_waits_for_nothing(end: str) -> None:
+def test_the_last_reply_of_a_session_is_not_delayed(end: str) -> None:
     slow = Slow()
     slow.wait()
     slow.feed(b"NOOP\r\nNOOP\r\n")
@@ -194,7 +194,7 @@ def test_the_end_of_a_session_waits_for_nothing(end: str) -> None:
     slow.end()
 
 
-def test_a_client_that_closes_in_the_tarpit_takes_no_slot_any_more() -> None:
+def test_a_client_that_closes_in_the_tarpit_releases_its_slot() -> None:
     slow = Slow()
     slow.wait()
     slow.feed(b"NOOP\r\nNOOP\r\n")
@@ -204,7 +204,7 @@ def test_a_client_that_closes_in_the_tarpit_takes_no_slot_any_more() -> None:
     slow.end()
 
 
-async def test_a_client_that_has_closed_before_its_reply_waits_for_nothing() -> None:
+async def test_a_client_that_has_closed_before_its_reply_is_not_delayed() -> None:
     class Works(Keep):
         async def handle_NOOP(self, server: Any, session: Any, envelope: Any, argument: str) -> str:
             session.tarpit = DELAY
@@ -223,7 +223,7 @@ async def test_a_client_that_has_closed_before_its_reply_waits_for_nothing() -> 
     slow.end()
 
 
-def test_a_client_that_does_not_read_gets_no_further() -> None:
+def test_the_commands_of_a_client_that_does_not_read_are_not_processed() -> None:
     slow = Slow()
     slow.wait()
     slow.feed(b"NOOP\r\nNOOP\r\n")
@@ -236,7 +236,7 @@ def test_a_client_that_does_not_read_gets_no_further() -> None:
     slow.end()
 
 
-def test_only_so_many_wait_at_the_same_time() -> None:
+def test_the_number_of_delayed_sessions_is_limited() -> None:
     class Small(Tarpit):
         def capacity(self) -> int:
             return 2
@@ -255,7 +255,7 @@ def test_only_so_many_wait_at_the_same_time() -> None:
 
 
 @pytest.mark.parametrize("kind", ["errors", "rejects"])
-def test_a_client_that_makes_many_errors_is_slowed_down(kind: str) -> None:
+def test_replies_to_a_client_with_many_errors_are_delayed(kind: str) -> None:
     slow = Slow(delay=0, tarpit=Tarpit(DELAY))
     command = b"WHAT\r\n" if kind == "errors" else b"RCPT TO:<a@b.example>\r\n"
     slow.feed(command * FAULTS)
@@ -284,9 +284,7 @@ class Says(Keep):
     [(5, 5.0), (0.5, 0.5), (1e9, 60.0), (float("inf"), 60.0)]
     + [(each, 0.0) for each in (0, -1, float("nan"), "5", None)],
 )
-def test_a_handler_says_how_long_and_no_value_of_it_breaks_a_session(
-    value: Any, delay: float
-) -> None:
+def test_a_handler_sets_the_delay_and_no_value_breaks_the_session(value: Any, delay: float) -> None:
     slow = Slow(delay=0, handler=Says(value, 0))
     slow.feed(b"EHLO x\r\n")
     before = len(slow.transport.sent)
@@ -300,7 +298,7 @@ def test_a_handler_says_how_long_and_no_value_of_it_breaks_a_session(
     slow.end()
 
 
-def test_a_log_line_says_once_who_is_slowed_down(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_delayed_client_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     slow = Slow(delay=0, handler=Says(5, 5, 7))
     slow.feed(b"EHLO x\r\nNOOP\r\nNOOP\r\nNOOP\r\n")

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
-async def test_a_silent_client_is_told_421_and_loses_its_place() -> None:
+async def test_a_silent_client_gets_421_and_releases_its_slot() -> None:
     async with greeted(Discard(), timeout=0.1) as client:
         reply = await client.reply()
         assert (reply.code, reply.text[:5]) == (421, "4.4.2")
         assert await client.ended()
 
 
-async def test_a_client_that_takes_no_replies_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_does_not_read_replies_is_disconnected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("smtpd_fork.smtp.ending.LINGER_SECONDS", 0.05)
     async with serve(Discard(), timeout=0.1) as server:
         client = await Client.to(server.addresses[0])
@@ -37,7 +39,7 @@ async def test_a_client_that_takes_no_replies_is_cut(monkeypatch: pytest.MonkeyP
         client.reset()
 
 
-async def test_a_handler_that_takes_all_the_time_there_is_gets_cancelled() -> None:
+async def test_a_handler_that_exceeds_its_time_limit_is_cancelled() -> None:
     cancelled = asyncio.Event()
 
     class Stuck:
@@ -86,7 +88,7 @@ async def drip(client: Client, packets: bytes, *, pause: float = 0.02) -> Reply:
         reply.cancel()
 
 
-async def test_a_session_has_its_time_and_no_more() -> None:
+async def test_a_session_ends_at_its_time_limit() -> None:
     async with greeted(Discard(), session_timeout=0.3) as client:
         began = time.monotonic()
         codes = []
@@ -102,14 +104,14 @@ async def test_a_session_has_its_time_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("begin", ["DATA", "BDAT 1000000"])
-async def test_a_session_has_its_time_and_no_more_for_a_message_too(begin: str) -> None:
+async def test_a_session_ends_at_its_time_limit_during_a_message(begin: str) -> None:
     async with sending(begin, session_timeout=0.3, data_timeout=5) as client:
         async with asyncio.timeout(2):
             assert (await drip(client, b"x\r\n")).code == 421
 
 
 @pytest.mark.parametrize("hook", ["handle_MAIL", "handle_RCPT", "handle_DATA", "handle_NOOP"])
-async def test_a_handler_past_its_time_is_451_and_the_session_goes_on(hook: str) -> None:
+async def test_a_handler_above_its_time_limit_is_451_and_the_session_continues(hook: str) -> None:
     async def sleep(*_: Any) -> str:
         await asyncio.sleep(60)
         return "250 never"
@@ -129,7 +131,7 @@ async def test_a_handler_past_its_time_is_451_and_the_session_goes_on(hook: str)
 
 
 @pytest.mark.parametrize("begin", ["DATA", "BDAT 1000000"])
-async def test_a_message_that_comes_too_slowly_is_421(
+async def test_a_message_below_the_minimum_rate_is_421(
     begin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.smtp.deadlines.PACE_SECONDS", 0.2)
@@ -138,7 +140,9 @@ async def test_a_message_that_comes_too_slowly_is_421(
             assert code_and_enhanced(await drip(client, b"x\r\n")) == (421, "4.4.2")
 
 
-async def test_a_message_that_comes_fast_enough_may_last(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_message_above_the_minimum_rate_may_take_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("smtpd_fork.smtp.deadlines.PACE_SECONDS", 0.1)
     async with sending("DATA", min_data_rate=1000, data_timeout=5, timeout=5) as client:
         for _ in range(20):
@@ -148,7 +152,7 @@ async def test_a_message_that_comes_fast_enough_may_last(monkeypatch: pytest.Mon
         assert (await client.reply()).code == 250
 
 
-async def test_a_client_that_has_sent_much_may_not_send_next_to_nothing(
+async def test_a_client_that_has_sent_much_may_not_become_slow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The rate counts over the last minute, not over all of the message."""
@@ -159,7 +163,7 @@ async def test_a_client_that_has_sent_much_may_not_send_next_to_nothing(
             assert code_and_enhanced(await drip(client, b"x\r\n")) == (421, "4.4.2")
 
 
-async def test_a_message_may_not_pend_between_chunks_for_as_long_as_its_client_says_noop(
+async def test_noop_between_chunks_does_not_extend_the_time_of_a_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("smtpd_fork.smtp.deadlines.PACE_SECONDS", 0.1)
@@ -172,7 +176,7 @@ async def test_a_message_may_not_pend_between_chunks_for_as_long_as_its_client_s
         assert code_and_enhanced(reply) == (421, "4.4.2")
 
 
-async def test_silence_between_chunks_has_the_time_of_silence_in_a_message() -> None:
+async def test_the_timeout_between_chunks_is_that_within_a_message() -> None:
     async with sending(data_timeout=0.2, timeout=60) as client:
         client.send(b"BDAT 3\r\nabc")
         assert (await client.reply()).code == 250

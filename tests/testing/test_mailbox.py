@@ -50,14 +50,14 @@ def test_a_message_is_parsed(server: SmtpServer) -> None:
     assert str(message) == "a@example.org to b@example.com: café"
 
 
-def test_messages_are_a_copy_that_stays_as_it_is(server: SmtpServer) -> None:
+def test_messages_is_a_copy(server: SmtpServer) -> None:
     before = server.messages
     send(server)
     assert before == []
     assert len(server.messages) == 1
 
 
-def test_a_message_over_tls_says_so(certificates: Certificates) -> None:
+def test_a_message_has_the_attribute_tls(certificates: Certificates) -> None:
     with SmtpServer(tls_context=certificates.server) as server:
         with smtplib.SMTP(server.host, server.port) as client:
             client.starttls(context=certificates.client)
@@ -91,7 +91,7 @@ def test_each_command_can_be_refused_a_number_of_times(
     assert len(server.messages) == 1
 
 
-def test_the_last_refusal_that_concerns_a_command_decides(server: SmtpServer) -> None:
+def test_the_last_matching_refusal_applies(server: SmtpServer) -> None:
     server.refuse(reply="550 5.7.1 Nobody")
     server.refuse("b@example.com", "450 4.7.1 Later")
     with pytest.raises(smtplib.SMTPRecipientsRefused) as raised:
@@ -117,7 +117,7 @@ def test_clear_forgets_messages_and_refusals(server: SmtpServer) -> None:
         ("b@example.com", {"command": "DATA"}, "DATA has no address"),
     ],
 )
-def test_a_refusal_that_cannot_be_is_an_error(address: Any, options: Any, text: str) -> None:
+def test_an_invalid_refusal_is_an_error(address: Any, options: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Mailbox().refuse(address, **options)
 
@@ -131,14 +131,14 @@ def test_it_waits_for_messages_of_another_thread(server: SmtpServer) -> None:
         each.join()
 
 
-def test_a_wait_in_vain_says_that_no_client_has_connected(server: SmtpServer) -> None:
+def test_a_timeout_says_that_no_client_has_connected(server: SmtpServer) -> None:
     with pytest.raises(
         TimeoutError, match=r"^0 of 1 messages within 0 s; no client has connected$"
     ):
         server.wait_for(timeout=0)
 
 
-def test_a_wait_in_vain_says_what_was_received_and_refused(server: SmtpServer) -> None:
+def test_a_timeout_lists_received_and_rejected_messages(server: SmtpServer) -> None:
     send(server)
     server.refuse(command="DATA")
     with pytest.raises(smtplib.SMTPDataError):
@@ -151,13 +151,13 @@ def test_a_wait_in_vain_says_what_was_received_and_refused(server: SmtpServer) -
     )
 
 
-def test_a_wait_in_vain_counts_clients_that_sent_nothing(server: SmtpServer) -> None:
+def test_a_timeout_counts_clients_that_sent_nothing(server: SmtpServer) -> None:
     smtplib.SMTP(server.host, server.port).quit()
     with pytest.raises(TimeoutError, match="clients that connected: 1; none has sent a message"):
         server.wait_for(timeout=0)
 
 
-async def test_a_wait_that_blocks_the_loop_is_named() -> None:
+async def test_a_wait_that_blocks_the_loop_gets_a_hint() -> None:
     with pytest.raises(TimeoutError, match="in a coroutine, await wait_for_async"):
         Mailbox().wait_for(timeout=0)
 
@@ -184,7 +184,7 @@ async def test_a_coroutine_waits_for_messages_of_a_server_in_its_own_loop() -> N
     assert waiting.result() == mailbox.messages
 
 
-async def test_a_coroutine_that_waits_in_vain_can_be_cancelled_and_times_out() -> None:
+async def test_a_coroutine_that_waits_times_out_and_can_be_cancelled() -> None:
     mailbox = Mailbox()
     waiting = asyncio.create_task(mailbox.wait_for_async())
     with pytest.raises(TimeoutError, match="no client has connected"):

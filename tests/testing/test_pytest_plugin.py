@@ -98,7 +98,7 @@ def test_options_are_set_by_overriding_a_fixture(run: Run) -> None:
     result.assert_outcomes(passed=1)
 
 
-def test_a_wait_in_vain_shows_the_line_of_the_test_and_the_reason(run: Run) -> None:
+def test_a_timeout_shows_the_line_of_the_test_and_the_reason(run: Run) -> None:
     result = run(
         """
         def test_it(smtp_server):
@@ -138,7 +138,7 @@ def test_the_fixtures_are_listed_with_what_they_do(run: Run) -> None:
     result.stdout.fnmatch_lines(["smtp_server --*", "*Serve SMTP on a free port*"])
 
 
-def test_a_project_that_does_not_use_the_fixture_imports_nothing_of_ours(run: Run) -> None:
+def test_a_project_that_does_not_use_the_fixture_imports_nothing_of_smtpd_fork(run: Run) -> None:
     result = run(
         """
         import sys

@@ -30,7 +30,7 @@ def example() -> ModuleType:
     return module
 
 
-async def test_the_example_of_a_sink_keeps_its_promise(tmp_path: Path) -> None:
+async def test_the_example_of_a_sink_passes(tmp_path: Path) -> None:
     path = str(tmp_path / "mail.db")
 
     def stored() -> list[bytes]:
@@ -40,7 +40,7 @@ async def test_the_example_of_a_sink_keeps_its_promise(tmp_path: Path) -> None:
     await check_sink(lambda: example().Database(path), stored)
 
 
-async def test_the_maildir_keeps_its_promise(tmp_path: Path) -> None:
+async def test_the_maildir_passes(tmp_path: Path) -> None:
     def stored() -> list[bytes]:
         return [path.read_bytes() for path in (tmp_path / "new").iterdir()]
 
@@ -88,7 +88,7 @@ async def hop() -> Any:
         yield box, server.addresses[0][1]
 
 
-async def test_a_sink_with_a_server_is_tried_with_each_fault(hop: Any) -> None:
+async def test_a_sink_with_a_server_is_tested_with_each_fault(hop: Any) -> None:
     box, port = hop
     async with FaultProxy("127.0.0.1", port) as proxy:
         await check_sink(
