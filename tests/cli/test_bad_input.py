@@ -10,7 +10,7 @@ from support.faults import FAULTS
 from support.place import Place, only_line
 
 UNLIKE = {"there is a word too many": "a subcommand of check is not named as one"}
-"""Faults of which ``check`` says another line than the start, and why."""
+"""Errors for which ``check`` prints another line than the start, with the reason."""
 
 
 @pytest.mark.parametrize("name", FAULTS)

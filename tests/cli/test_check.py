@@ -1,4 +1,4 @@
-"""``check`` and ``config``: what a start would find, and what is in force, without a start."""
+"""``check`` and ``config``: errors of a start, and effective settings, without a start."""
 
 from __future__ import annotations
 

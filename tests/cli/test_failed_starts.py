@@ -1,4 +1,4 @@
-"""Starts that fail for what they find: one line is said of it, and others' things are left."""
+"""Failed starts print one line, and do not remove files of others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_detached_daemon_cannot_log_to_a_terminal(place: Place, stream: str) -
 def test_a_pid_file_that_cannot_be_written_is_an_error_of_the_start(
     place: Place, detach: tuple[str, ...]
 ) -> None:
-    """It can be opened and locked before the detaching; the disk is full only afterwards."""
+    """It can be opened and locked before the detaching; the disk is full only after it."""
     ended = run(
         *(*place.good, "--handler", "discard", *detach),
         cwd=place.folder,
@@ -52,7 +52,7 @@ def test_a_pid_file_that_cannot_be_written_is_an_error_of_the_start(
 def test_a_removed_current_directory_is_an_error_of_one_line(
     place: Place, detach: tuple[str, ...]
 ) -> None:
-    """The Maildir's path is relative to it, so there is nothing that it could mean."""
+    """The path of the Maildir is relative to it, so it has no meaning."""
     script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
     ended = run(
         "-l",
@@ -79,7 +79,7 @@ def test_a_missing_log_destination_is_an_error_if_it_was_set(
 def test_a_missing_syslog_is_no_error_if_it_is_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a container, where nobody listens."""
+    """In a container without a syslog service."""
     monkeypatch.setattr(setup, "SYSLOG", str(tmp_path / "log"))
     assert setup.log_queue_of(DaemonConfig.build({"detach": True})) is None
 
@@ -127,7 +127,7 @@ def test_a_start_after_a_failed_one_succeeds(place: Place) -> None:
 def test_a_failure_is_reported_after_the_cleanup(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else who waits for the parent finds the daemon's pid-file, now and then."""
+    """Otherwise a process that waits for the parent may still find the pid file."""
     read, write = os.pipe()
     report = StartupReport(write)
     heard: list[bytes] = []

@@ -1,4 +1,4 @@
-"""What a reload says of handlers that have changed."""
+"""The lines of a reload about changed handlers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of limits, as a process has them: clients, time, sizes, and numbers."""
+"""Options of limits in a real process: clients, time, sizes, and numbers."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_max_buffered_limits_the_memory_of_all_sessions(tmp_path: Path) -> None:
         daemon.smtp() as first,
         daemon.smtp() as second,
     ):
-        # 64 KiB of a session are not charged, the rest of 130,000 bytes is: two have no room.
+        # 64 KiB of a session are not charged, but the rest of 130,000 bytes is: two do not fit.
         part = ("x" * 70 + "\r\n") * 1800
         begin(first)
         first.send(part)

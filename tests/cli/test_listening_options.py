@@ -1,4 +1,4 @@
-"""Options of listening, as a process has them: ports, addresses, unix sockets, the backlog."""
+"""Options of listening in a real process: ports, addresses, unix sockets, the backlog."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_unix_socket_of_a_running_process_is_not_replaced(tmp_path: Path) -> N
 def test_it_serves_with_any_backlog(tmp_path: Path, backlog: str, queue: int | None) -> None:
     with Daemon(*LOCAL, "--backlog", backlog, cwd=tmp_path) as daemon:
         with ExitStack() as stack:
-            for _ in range(3):  # more at once than a backlog of 0 has room for
+            for _ in range(3):  # more concurrent clients than a backlog of 0 allows
                 stack.enter_context(daemon.smtp())
         shown = subprocess.run(
             [peer("ss"), "-Hltn", f"sport = :{daemon.port}"],

@@ -1,4 +1,4 @@
-"""Options of mail, as a process has them: handlers, the hostname, and bare newlines."""
+"""Options of mail in a real process: handlers, the hostname, and bare newlines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def test_bare_newline_sets_the_handling_of_a_bare_lf(
     tmp_path: Path, options: tuple[str, ...], code: int, kept: bytes | None
 ) -> None:
-    """By a handler that keeps the bytes: a Maildir has LF for each CR LF."""
+    """With a handler that keeps the bytes, as a Maildir converts CR LF to LF."""
     (tmp_path / "keep.py").write_text(
         "import pathlib\n\n\nclass Keep:\n"
         "    async def handle_DATA(self, server, session, envelope):\n"
@@ -116,7 +116,7 @@ def factory(*names):
 def test_a_users_handler_is_imported_from_the_current_directory(
     tmp_path: Path, handler: str, names: str
 ) -> None:
-    """By the console script: `python -m` would look there by itself."""
+    """With the console script, as `python -m` would search the directory by itself."""
     (tmp_path / "rules.py").write_text(HANDLERS)
     options = ("-l", "127.0.0.1:0", "--handler", handler, "--handler", "discard")
     with (

@@ -1,4 +1,4 @@
-"""Misconfigurations that are common: ``check`` and the start say the line that helps, and agree."""
+"""Common misconfigurations: ``check`` and the start print the same helpful line."""
 
 from __future__ import annotations
 

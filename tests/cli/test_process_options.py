@@ -1,4 +1,4 @@
-"""Options of the process, as it has them: the loop, its end, and the log."""
+"""Options of the process in a real process: the loop, the stop, and the log."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_log_level_is_the_minimum_severity(tmp_path: Path, level: str) -> None:
 
 
 def greeted(path: str) -> socket.socket:
-    """Return a client that was let in, by a daemon that does not tell when it serves."""
+    """Return an admitted client of a daemon that does not report when it serves."""
     until(lambda: os.path.exists(path), "the socket's path")
     while True:
         try:
@@ -85,7 +85,7 @@ def greeted(path: str) -> socket.socket:
 
 
 def logging_to(where: str, folder: Path) -> subprocess.Popen[str]:
-    """Start a daemon that logs there; what it prints can be read."""
+    """Start a daemon that logs to this destination, and whose output can be read."""
     return subprocess.Popen(
         [*COMMAND, *LOCAL, "--log-to", where],
         cwd=folder,

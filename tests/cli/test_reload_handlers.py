@@ -59,7 +59,7 @@ def test_a_module_in_the_directory_of_the_handler_is_watched_too(tmp_path: Path)
     with started(tmp_path) as daemon:
         watched = daemon.wait_for(r"changed handlers are loaded for new sessions: (.*)$")[1]
         assert set(watched.split(", ")) == {f"{tmp_path}/mine.py", f"{tmp_path}/rules.py"}
-        # As long as before, and perhaps within the same second: a .pyc file would not tell.
+        # The same size, and perhaps the same second: a .pyc file would not be replaced.
         (tmp_path / "rules.py").write_text('REPLY = "550 5.7.1 two"\n')
         daemon.wait_for(rf"{re.escape(str(tmp_path))}/rules.py changed: reloading the config")
         daemon.wait_for(LOADED)

@@ -1,4 +1,4 @@
-"""Options of TLS, as a process has them: the certificate, its key, and who has to use it."""
+"""Options of TLS in a real process: the certificate, its key, and required TLS."""
 
 from __future__ import annotations
 

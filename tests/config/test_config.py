@@ -1,4 +1,4 @@
-"""The settings: what they take, what they refuse, and in which words."""
+"""The settings: valid values, invalid values, and the errors."""
 
 from __future__ import annotations
 

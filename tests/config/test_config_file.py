@@ -1,4 +1,4 @@
-"""The file of ``--config``: what it may say, what wins, and how its faults are told."""
+"""The file of ``--config``: its contents, the precedence, and the errors."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_an_invalid_value_is_an_error_with_file_key_and_value(
 
 
 def wrong_values(option: SettingOption) -> list[str]:
-    """Return values in TOML of other types than the setting has."""
+    """Return values in TOML whose type is not that of the setting."""
     default = DEFAULTS[option.setting]
     numbers = {"port", "limit_connections", "max_buffered_from_ip"}
     if default is True or default is False:
@@ -244,7 +244,7 @@ def test_every_setting_has_one_place_in_a_file() -> None:
 
 
 def fault_of(read: Callable[[], ConfigFile]) -> str:
-    """Return what is wrong with a file, or with the settings in it; empty if nothing is."""
+    """Return the error of a file, or of the settings in it; empty without one."""
     try:
         DaemonConfig.build(read().values)
     except SmtpdForkError as error:

@@ -1,4 +1,4 @@
-"""Errors name the line of a key in the file of --config, where it is certain."""
+"""Errors name the line of a key in the file of --config, if it is unambiguous."""
 
 from __future__ import annotations
 

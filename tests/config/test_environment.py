@@ -1,4 +1,4 @@
-"""The environment: every option as a variable, and which source of a bad value is to blame."""
+"""The environment: every option as a variable, and the origin of invalid values."""
 
 from __future__ import annotations
 
@@ -105,14 +105,14 @@ WORDS: dict[str, tuple[str, object]] = {
     "log_to": ("stdout", "stdout"),
     "log_format": ("json", "json"),
 }
-"""Of each option, what the environment may say, and what is understood."""
+"""Values of each option in the environment, and their meaning."""
 
 by_name = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment without options of whoever runs the tests."""
+    """Remove the options of the user who runs the tests from the environment."""
     for name in os.environ:
         if name.startswith("SMTPD_FORK_"):
             monkeypatch.delenv(name)

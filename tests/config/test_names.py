@@ -28,7 +28,7 @@ each_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: opti
 
 
 def value_of(name: str) -> Any:
-    """Return a value that every setting of this name takes; its default, mostly."""
+    """Return a value that every setting of this name accepts; mostly its default."""
     value = getattr(DaemonConfig(), name)
     return "x" if value is None else str(value) if name == "when_full" else value
 

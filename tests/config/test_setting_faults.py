@@ -1,4 +1,4 @@
-"""What is said of a setting that is wrong: its value, and what is right."""
+"""The errors of invalid settings: they have the value, and the right one."""
 
 from __future__ import annotations
 

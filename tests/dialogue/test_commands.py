@@ -1,4 +1,4 @@
-"""The table of commands says what the dialogue does: each command, in each state."""
+"""The dialogue behaves as the table of commands says: each command, in each state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEADS = {
     State.CHUNKS: b"%b x\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nBDAT 1\r\nx",
     State.BARRED: b"%b x\r\n",
 }
-"""What leads to a state."""
+"""The input that leads to a state."""
 
 LINES = {
     "AUTH": b"AUTH PLAIN",
@@ -37,10 +37,10 @@ LINES = {
     "XCLIENT": b"XCLIENT ADDR=192.0.2.7",
     "XFORWARD": b"XFORWARD ADDR=192.0.2.7",
 }
-"""Commands with a good argument; others have none."""
+"""Commands with a valid argument; others have none."""
 
 NEVER = {"EXPN", "ETRN", "TURN"}
-"""Commands that are refused in any state."""
+"""Commands that are rejected in any state."""
 
 
 def shared(*, lmtp: bool | None = False, **more: Any) -> Shared:
@@ -78,7 +78,7 @@ def test_a_command_behaves_as_its_row_says(command: Command, state: State, fast:
     dialogue = offline.dialogue
     dialogue.fast &= fast
     dialogue.receive(LINES.get(command.name, command.name.encode()) + b"\r\n")
-    if command.name == "XCLIENT":  # it leads there by way of its host
+    if command.name == "XCLIENT":  # the host completes the change of state
         offline._carry_on()
     reply = dialogue.out.decode()
     refused = command.otherwise.get(state) or command.late.get(state)
@@ -107,7 +107,7 @@ def test_a_command_that_is_not_implemented_is_rejected(name: str) -> None:
 
 
 def reply_where(command: Command, state: State, **required: bool) -> bytes:
-    """Return what a command is answered in a state, where more is required of the client."""
+    """Return the reply to a command in a state, if TLS or AUTH is required."""
     dialogue = led_to(state, shared(lmtp=command.lmtp)).dialogue
     dialogue.shared = shared(lmtp=command.lmtp, **required)
     dialogue.set_rows()

@@ -1,4 +1,4 @@
-"""The dialogue by itself: no socket, no loop, no clock. Any packets give the same replies."""
+"""The dialogue without sockets, loop and clock: any packets give the same replies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from smtpd_fork.smtp import SMTP
 CORPUS = [path.read_bytes() for path in Path(__file__).parents[1].glob("fuzz/corpus/*.smtp")]
 
 CUTS = 16
-"""Places at which a stream is cut once, beside the one into single bytes."""
+"""Number of single cuts of a stream, besides single bytes."""
 
 AUTH = (
     b"EHLO x\r\nAUTH PLAIN\r\nAHVzZXIAcGFzcw==\r\nAUTH PLAIN AHVzZXIAcGFzcw==\r\n",
@@ -69,7 +69,7 @@ def test_every_stream_has_one_result_however_it_is_cut(
         ways = [cut(stream, [place]) for place in range(1, len(stream), step)]
         for packets in (cut(stream, range(len(stream))), *ways):
             assert result(shared, handler, packets) == whole, packets
-    assert accepted > 40 or lmtp  # else the streams say little about messages
+    assert accepted > 40 or lmtp  # otherwise the streams contain few messages
 
 
 def test_an_ended_dialogue_processes_no_input() -> None:

@@ -1,4 +1,4 @@
-"""Framing: the same events however the bytes are cut, by the same rules as the naive way."""
+"""Framing: the same events however the bytes are split, compared with a simple implementation."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_line_near_the_limit_is_the_same_however_it_is_split(
 
 
 class Naive(NamedTuple):
-    """What one Body should come to."""
+    """The expected result of a Body."""
 
     fault: BodyFault | None
     content: bytes
@@ -96,7 +96,7 @@ class Naive(NamedTuple):
 
 
 def judged(content: bytes, limits: Limits) -> tuple[BodyFault | None, bytes]:
-    """Return what is wrong with *content*, octet by octet, and what it becomes."""
+    """Return the error of *content*, checked octet by octet, and the converted content."""
     bare = b"\0" in content or re.search(rb"\r(?!\n)|(?<!\r)\n", content) is not None
     if limits.bare is BareNewline.NORMALIZE:
         content = re.sub(rb"\r{1,3}\n|\r|\n", b"\r\n", content)
@@ -114,7 +114,7 @@ def judged(content: bytes, limits: Limits) -> tuple[BodyFault | None, bytes]:
 
 
 def naive(data: bytes, limits: Limits) -> Naive | None:
-    """Read a message line by line, as RFC 5321 tells it; None if it does not end."""
+    """Read a message line by line, by RFC 5321; None if it has no end."""
     kept = b""
     while True:
         line, end, data = data.partition(b"\r\n")
@@ -194,7 +194,7 @@ def test_dots_are_unstuffed(sent: bytes, content: bytes) -> None:
     ],
 )
 def test_a_cr_before_cr_lf_does_not_add_a_line(sent: bytes, content: bytes) -> None:
-    """CR CR LF is what becomes of CR LF in programs that make CR LF of each LF."""
+    """Programs that put a CR before each LF turn CR LF into CR CR LF."""
     for packet in range(1, len(sent) + 1):
         assert read(sent + b".\r\n", Limits(bare=BareNewline.NORMALIZE), packet) == Naive(
             None, content, b""

@@ -1,4 +1,4 @@
-"""Framing is bounded: memory, and work that grows as the stream does."""
+"""Framing is limited in memory, and its work is linear in the size of the stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from smtpd_fork.dialogue.framer import LINE_LIMIT, Chunk, Framer
 
 
 def in_memory(size: int) -> int:
-    """Return what a buffer of *size* octets takes at most: it grows by an eighth in advance."""
+    """Return the maximum memory of a buffer of *size* octets: it grows by an eighth in advance."""
     return size + size // 8 + 256
 
 
@@ -97,7 +97,7 @@ def test_only_its_size_ends_a_chunk() -> None:
 
 
 class Counted(bytes):
-    """Counts the bytes that are searched and copied, of itself and of what is cut from it."""
+    """Counts the bytes that are searched and copied in it and in its slices."""
 
     work = 0
 

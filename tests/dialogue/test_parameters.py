@@ -1,4 +1,4 @@
-"""Parameters of MAIL and RCPT: their syntax, and which values are refused with which reply."""
+"""Parameters of MAIL and RCPT: their syntax, invalid values, and the replies to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths of MAIL and RCPT: what RFC 5321 4.1.2 allows, and nothing else."""
+"""Paths of MAIL and RCPT: the addresses of RFC 5321 4.1.2, and no others."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_a_tab_after_an_address_is_a_space_unless_paths_are_strict(path: str) ->
 
 @pytest.mark.parametrize("text", ["<postmaster>", "<POSTMASTER>", "postmaster"])
 def test_postmaster_without_a_domain_may_be_disallowed(text: str) -> None:
-    """RFC 5321 4.1.1.3 has it for RCPT; a reply to such a sender could go nowhere."""
+    """RFC 5321 4.1.1.3 allows it for RCPT; as a sender it has no host for bounces."""
     assert parse_path(text) is not None
     assert parse_path(text, postmaster=False) is None
 
@@ -249,9 +249,9 @@ def test_any_text_is_a_valid_address_or_none(text: str) -> None:
     )
     again = address if address == "<>" else f"<{address}>"
     assert parse_path(again) == (address, "")
-    # The same wherever it stands, and whatever follows.
+    # The same at any position, and before any text.
     assert parse_path(f"{again} X=1") == (address, " X=1")
-    # Strictness takes away, and changes nothing.
+    # The strict mode only rejects more.
     assert parse_path(text, strict=True) in {None, parsed}
     assert parse_path(f"{again} X=1", strict=True) == (address, " X=1")
 

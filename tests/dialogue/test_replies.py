@@ -1,4 +1,4 @@
-"""Whatever a handler returns, the client receives exactly one well-formed reply to each command."""
+"""The client gets exactly one well-formed reply to each command, whatever a handler returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The short way, the long way, whole or in packets: one dialogue."""
+"""The fast path, the slow path, and input in packets: all give the same dialogue."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ STREAMS = st.lists(
 
 
 class OnlyData:
-    """Without hooks, but for the message."""
+    """A handler with only the hook for messages."""
 
     supports_dsn = supports_binarymime = True
 
@@ -68,7 +68,7 @@ class OnlyData:
 
 
 class AtOnce(OnlyData):
-    """With hooks that never wait."""
+    """A handler with hooks that never wait."""
 
     async def handle_MAIL(
         self, server: Any, session: Any, envelope: Any, address: str, options: Any
@@ -91,7 +91,7 @@ class AtOnce(OnlyData):
 
 
 class Waiting(AtOnce):
-    """The same, and each hook waits."""
+    """The same handler, but each hook waits."""
 
     async def handle_MAIL(self, *args: Any) -> str:
         await asyncio.sleep(0)
@@ -181,7 +181,7 @@ def test_the_slow_path_reads_commands_of_the_fast_path_alike(line: bytes) -> Non
 
 
 def test_a_session_uses_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lest the tests above compare the long way with itself."""
+    """Otherwise the tests above would compare the slow path with itself."""
     monkeypatch.setattr(Framer, "feed", None)
     packets = [
         b"EHLO x\r\n", b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n",

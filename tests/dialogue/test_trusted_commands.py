@@ -1,4 +1,4 @@
-"""XCLIENT and XFORWARD by themselves: who may send them, when, and what they say of a client."""
+"""XCLIENT and XFORWARD: the hosts that may send them, when, and the attributes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMED = "XCLIENT ADDR=198.51.100.7 PORT=40312"
 
 
 class Host(Offline):
-    """A connection of a host that is trusted, or of another."""
+    """A connection of a trusted host, or of another one."""
 
     def __init__(self, shared: Shared, *, trusted: bool = True) -> None:
         super().__init__(shared, ("192.0.2.1" if trusted else "192.0.2.2", 25))
@@ -48,7 +48,7 @@ def shared_by(handler: Any = None, **options: Any) -> Shared:
 
 
 class Sessions(Keep):
-    """Keeps who sent each message, and what was said of where it came from."""
+    """Stores the client of each message, and its original client."""
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         self.got.append((session.peer, session.host_name, envelope.xforward))

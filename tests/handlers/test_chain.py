@@ -1,4 +1,4 @@
-"""Several handlers as one: the first answer wins, MISSING is no opinion."""
+"""Several handlers as one: the first answer is used, MISSING leaves the decision to others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smtpd_fork.sinks import Debug, Discard, Maildir
 
 
 class Says:
-    """A handler with one hook that notes that it was asked, and answers."""
+    """A handler with one hook that records its call, and answers."""
 
     def __init__(self, name: str, answer: Any, asked: list[str], *, hook: str = "RCPT") -> None:
         async def answer_it(*_: Any) -> Any:
@@ -170,7 +170,7 @@ async def test_debug_prints_nothing_that_acts_on_a_terminal(
 
 
 class Pair(NamedTuple):
-    """A handler that is a tuple by its class, as mailrise's."""
+    """A handler whose class is a tuple, as mailrise's."""
 
     first: Any
     second: Any

@@ -20,7 +20,7 @@ KIB = 1024
 
 
 class Enlarges:
-    """Makes a message as large as it is told to."""
+    """Enlarges a message to a given size."""
 
     def __init__(self, size: int) -> None:
         self.size = size

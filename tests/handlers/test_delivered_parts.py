@@ -1,4 +1,4 @@
-"""The memory of who has a message already: for a time, and bounded."""
+"""The memory of recipients that have a message already: limited in time and size."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ async def test_no_file_remains_after_a_failed_step(
 async def test_a_rename_that_reports_an_error_but_was_done_leaves_no_file(
     maildir: Maildir, disk: Disk
 ) -> None:
-    """As over NFS, when the answer to it is lost."""
+    """As with NFS, if the reply to it is lost."""
     async with greeted(maildir) as client:
         disk.fails("rename", errno.EIO, after=True)
         assert (await client.deliver()).code == 451
@@ -122,21 +122,21 @@ async def test_a_message_that_took_too_long_is_not_stored_after_its_451(
 ) -> None:
     async with greeted(maildir, handler_timeout=0.5) as client:
         with disk.hangs(step, after=after) as hang:
-            while not hang.begun:  # at once, if the real disk is not slow as well
+            while not hang.begun:  # at once, unless the real disk is slow as well
                 reply = await client.deliver()
                 assert (reply.code, reply.text[:5]) == (451, "4.3.0")
             assert [name for name in left(maildir) if name.startswith("new/")] == []
             disk.works()
         while (await client.deliver()).code != 250:
             pass
-    # The server has stopped, so the thread that hung has come to its end.
+    # The server has stopped, so the thread that hung has ended.
     assert len(left(maildir)) == 1
 
 
 async def test_a_message_is_removed_when_the_disk_works_again(
     maildir: Maildir, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """unlink(2) hangs as well: the answer does not wait for it longer than a second."""
+    """unlink(2) hangs as well: the reply waits for it at most a second."""
     async with greeted(maildir, handler_timeout=0.1) as client:
         with disk.hangs("sync directory", after=True) as hang:
             unlink = os.unlink
@@ -222,7 +222,7 @@ def handed_in(maildir: Maildir) -> asyncio.Task[str]:
 
 
 async def handed_in_and_done(maildir: Maildir) -> asyncio.Task[str]:
-    """Hand in a message; the one thread has ended with it, and the loop does not know it yet."""
+    """Deliver a message; the thread has finished it, but the loop has not noticed yet."""
     task = handed_in(maildir)
     await asyncio.sleep(0)
     assert maildir._writer is not None
@@ -273,7 +273,7 @@ async def test_a_write_that_fails_during_cancellation_is_not_reported_to_the_loo
 async def test_the_message_of_a_client_that_has_gone_is_stored_once(
     maildir: Maildir, disk: Disk
 ) -> None:
-    """Some clients never wait for the answer; what they sent to its end would be lost."""
+    """Some clients never wait for the reply; the message that they sent would be lost."""
     async with serve(maildir) as server:
         with disk.hangs("sync file") as hang:
             client = await Client.to(server.addresses[0])
@@ -288,7 +288,7 @@ async def test_the_message_of_a_client_that_has_gone_is_stored_once(
 async def test_a_session_continues_after_a_message_stored_at_the_last_moment(
     maildir: Maildir, disk: Disk
 ) -> None:
-    """The time limit of the hook that has passed is not that of the next command."""
+    """The expired time limit of the hook is not that of the next command."""
 
     class Late(Maildir):
         async def _deliver(self, delivery: object) -> None:

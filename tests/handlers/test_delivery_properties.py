@@ -1,4 +1,4 @@
-"""Whatever sinks answer, nothing that was answered 250 is lost, and nobody has it twice."""
+"""Whatever sinks answer, no message that got 250 is lost, and none is stored twice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ answers = st.lists(
 
 
 class Flaky(Sink):
-    """Answers each recipient as the list says, and 250 when it has come to its end."""
+    """Answers each recipient as the list says, and 250 after the end of the list."""
 
     def __init__(self, wanted: list[str]) -> None:
         self.wanted = list(wanted)
@@ -91,7 +91,7 @@ def test_a_client_that_sends_a_message_until_it_is_accepted_has_it_delivered_onc
                 assert set(two.has) == {*recipients} - of_a
                 assert set(three.has) == {*recipients}
                 return
-            # A permanent refusal is told as one, and only if nobody wants the message again.
+            # A permanent rejection is sent only if no sink wants the message again.
             assert (reply[0] == "5") == all(each[0] in "25" for each in replies)
         raise AssertionError("it is never accepted")
 

@@ -1,4 +1,4 @@
-"""Authentication-Results of clients in this server's name never reach a filter or a sink."""
+"""Forged Authentication-Results with this server's name never reach a filter or a sink."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PLAIN = "Subject: x\r\n\r\nhello\r\n"
 
 
 class Adds(Filter):
-    """Keeps what it sees, and adds a field in the name of this server."""
+    """Stores messages, and adds a field with the name of this server."""
 
     def __init__(self) -> None:
         self.seen: list[bytes] = []
@@ -51,7 +51,7 @@ async def send(client: Client, text: str) -> int:
 
 
 async def sent(text: str, *handlers: Any, **options: Any) -> bytes:
-    """Send a message through handlers; return what is stored."""
+    """Send a message through handlers; return the stored message."""
     kept = Collect()
     async with (
         serve([*handlers, kept], **options) as server,

@@ -1,4 +1,4 @@
-"""Messages that wait together are written together, and each of them by itself is stored or not."""
+"""Messages that wait are written together, but each is stored or fails separately."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SERVER = type("Server", (), {"hostname": "mx.example.com"})()
 
 @pytest.fixture
 async def maildir(tmp_path: Path) -> AsyncIterator[Maildir]:
-    """A Maildir with one thread: what is handed in while it writes is its next group."""
+    """A Maildir with one thread: messages that arrive while it writes are its next group."""
     sink = Maildir(tmp_path / "M", writers=1)
     sink.prepare()
     yield sink
@@ -42,7 +42,7 @@ async def deliver(maildir: Maildir, text: str = "hello") -> str:
 
 
 async def group(maildir: Maildir, hang: Hang, *texts: str) -> list[asyncio.Task[str]]:
-    """Hand in a message, and others while the disk hangs at its end; return the tasks of these."""
+    """Deliver a message, and others while the disk hangs; return the tasks of these."""
     first = asyncio.create_task(deliver(maildir, "first"))
     await until(lambda: hang.begun)
     tasks = [asyncio.create_task(deliver(maildir, text)) for text in texts]
@@ -56,7 +56,7 @@ async def codes(tasks: list[asyncio.Task[str]]) -> list[str]:
 
 
 def stored(maildir: Maildir) -> list[str]:
-    """Return the last lines of the messages in ``new/``; nothing else is anywhere."""
+    """Return the last lines of the messages in ``new/``; check that there are no other files."""
     assert list((maildir.path / "tmp").iterdir()) == []
     files = (maildir.path / "new").iterdir()
     return sorted(path.read_text().splitlines()[-1] for path in files)
@@ -133,7 +133,7 @@ async def test_a_cancelled_message_does_not_affect_the_others(maildir: Maildir, 
 async def test_a_message_cancelled_before_its_group_begins_is_freed(
     maildir: Maildir, disk: Disk
 ) -> None:
-    """Not for as long as the disk hangs: it may be large."""
+    """It is not kept until the disk works again, as it may be large."""
     with disk.hangs("sync file") as hang:
         (task,) = await group(maildir, hang, "a")
         assert maildir._writer is not None
@@ -191,7 +191,7 @@ async def test_during_a_slow_sync_other_files_of_the_group_are_synced(
         nonlocal count
         fsync(descriptor)
         count += 1
-        if 4 <= count <= 6:  # of the second group all but the first two, which are synced alone
+        if 4 <= count <= 6:  # the second group without the first two, which are synced alone
             together.wait()
 
     with disk.hangs("close directory") as hang:

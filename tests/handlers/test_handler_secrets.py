@@ -1,4 +1,4 @@
-"""An argument of a handler may be a password: it is in no error, log line or printed setting."""
+"""An argument of a handler may be a password, and is not in errors, log lines or settings."""
 
 from __future__ import annotations
 

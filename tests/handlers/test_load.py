@@ -1,4 +1,4 @@
-"""Handlers by name: what may be named, how it is made, and what is said when it cannot be."""
+"""Handlers by name: valid names, how they are created, and the errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _numbers = count()
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Return a function that writes a module into the current folder, and returns its name."""
+    """Return a function that writes a module in the current directory, and returns its name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
 

@@ -1,4 +1,4 @@
-"""The Maildir: a message is whole or not there, and 250 means it is on the disk."""
+"""The Maildir: a message is complete or absent, and 250 means that it is on the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notes, scores and tags: what the handlers of a chain share, and which of them are asked then."""
+"""Notes, scores and tags, which handlers of a chain share, and conditions on them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENVELOPES = [Envelope, smtpd_fork.Envelope]
 
 
 class Marks:
-    """Marks each message by its words: ``tag:WORD`` and ``score:N``; its client by EHLO's."""
+    """Marks each message by its words, ``tag:WORD`` and ``score:N``, and its client by EHLO."""
 
     async def handle_EHLO(
         self, server: Any, session: Any, envelope: Any, name: str, replies: list[str]

@@ -1,4 +1,4 @@
-"""Provisional answers: a deferral that stands unless a handler behind it refuses permanently."""
+"""Provisional answers: a deferral is used unless a later handler rejects permanently."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Says:
-    """Answers as it is told to; a 2yz takes the address itself, as aiosmtpd has it."""
+    """Returns the given answers; with 2yz it adds the address itself, as in aiosmtpd."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -61,7 +61,8 @@ CASES = {
 
 
 OF_SENDER = {case for case in CASES if case[0] != "DEFER_IF_PERMIT"}
-"""Cases that are the same at MAIL: a sender is not deferred "if permitted", its recipients are."""
+"""Cases that are the same at MAIL: a sender is not deferred "if permitted", but its recipients
+are."""
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ async def test_a_deferral_is_used_unless_a_later_handler_rejects(
             assert code == expected[0]
             assert code == 250 or enhanced == expected[1]
             refused = "DATA" if stage == "rcpt" else "RCPT TO:<b@example.com>"
-            if code != 250:  # nothing is left of what a handler behind has taken
+            if code != 250:  # recipients that a later handler has added are removed
                 assert (await client.say(refused)).code == 503
 
 
@@ -149,7 +150,7 @@ async def test_a_deferral_of_a_client_or_sender_applies_to_each_recipient(
             other.answer = MISSING
             assert (await client.say("RSET")).code == 250
         policy.action = "DUNNO"
-        if state != "CONNECT":  # a later answer takes the place of it
+        if state != "CONNECT":  # a later answer replaces it
             await client.say("EHLO x", "MAIL FROM:<a@example.org>")
             assert (await client.say("RCPT TO:<b@example.com>")).code == 250
     assert kept.messages == []
@@ -182,14 +183,14 @@ async def test_a_refusal_of_a_client_becomes_a_deferral_at_the_same_stage(
                 reply = await client.say(f"{state} x")
             assert reply.code == expected or (expected == 0 and reply.code in {220, 250})
             assert ("later" in reply.text) == (expected == 450)
-            if state != "CONNECT":  # what was said of it is over
+            if state != "CONNECT":  # the answer about it has no effect any more
                 second.action = "DUNNO"
                 assert (await client.say("EHLO x")).code == 250
                 assert (await client.say("MAIL FROM:<a@example.org>")).code == 250
 
 
 class Judge(Filter):
-    """Answers about messages as it is told to."""
+    """Returns the given answers for messages."""
 
     def __init__(self, answer: Any = MISSING) -> None:
         self.answer = answer

@@ -1,4 +1,4 @@
-"""Quarantine: a sink of its own for what a filter has put aside."""
+"""Quarantine: a separate sink for messages that a filter has quarantined."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WITHHELD = "451 4.7.1 The message is withheld, try again later"
 
 
 class PutsAside:
-    """Puts messages aside whose text says so."""
+    """Quarantines messages whose text demands it."""
 
     def __init__(self, reason: str = "it says so") -> None:
         self.reason = reason
@@ -41,7 +41,7 @@ class Declares(Filter):
 
 
 async def send_both(handlers: Sequence[Any], *recipients: str) -> list[str]:
-    """Send a message that is put aside, and one that is not; return the replies."""
+    """Send a quarantined message, and another one; return the replies."""
     async with greeted(handlers) as client:
         to = recipients or ("x@a.example",)
         bodies = [f"X: y\r\n\r\n{text}\r\n" for text in ("aside", "usual")]

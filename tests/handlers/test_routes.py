@@ -1,4 +1,4 @@
-"""Routes: which sink a message goes to, copies of it, conditions, and a partial delivery."""
+"""Routes: the sinks of a message, copies, conditions, and partial delivery."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_only_a_required_copy_that_failed_is_repeated() -> None:
         assert (await send(client, "x@a.example"))[-1] == "451 4.3.0 Full"
         assert (await send(client, "x@a.example"))[-1].startswith("250")
         assert (len(main.got), len(copy.got)) == (1, 2)
-        # It is complete, so the same message once more is another one.
+        # The delivery is complete, so the same message is a new one.
         assert (await send(client, "x@a.example"))[-1].startswith("250")
     assert (len(main.got), len(copy.got)) == (2, 3)
 

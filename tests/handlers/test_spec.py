@@ -1,4 +1,4 @@
-"""The grammar of handlers: text and table say the same, and nothing that is written breaks it."""
+"""The grammar of handlers: text and tables are equivalent, and no input causes a crash."""
 
 from __future__ import annotations
 

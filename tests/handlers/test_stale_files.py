@@ -1,4 +1,4 @@
-"""Stale files in a Maildir's tmp/: what is removed, and what is left to others."""
+"""Stale files in the tmp/ of a Maildir: those that are removed, and those that are kept."""
 
 from __future__ import annotations
 

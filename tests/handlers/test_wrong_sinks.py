@@ -1,4 +1,4 @@
-"""Mistakes in a sink of one's own: the client gets 451, and the log names sink and mistake."""
+"""Mistakes in a user's sink: the client gets 451, and the log names the sink and the mistake."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OK = "250 2.0.0 Ok"
 
 
 class Wrong(Sink):
-    """Answers with what it is given."""
+    """Returns a given answer."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -57,7 +57,7 @@ class Wrong(Sink):
 
 
 class Late(Sink):
-    """It does not show before the first message that deliver() returns nothing to await."""
+    """Only the first message shows that deliver() does not return an awaitable."""
 
     def deliver(self, mail: Any) -> Any:
         return OK
@@ -177,7 +177,7 @@ async def test_check_sink_refuses_a_sink_that_a_server_would_refuse() -> None:
 
 @pytest.mark.parametrize("answer", [None, ValueError("no disk"), ["250 Ok", "stored"]])
 def test_under_aiosmtpd_a_mistake_is_451_too(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """aiosmtpd answers 500 to an exception, and the message would bounce."""
+    """aiosmtpd replies 500 to an exception, and the message would bounce."""
     controller = Controller(Wrong(answer), "127.0.0.1", free_port("127.0.0.1"))
     controller.start()
     try:

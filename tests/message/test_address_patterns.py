@@ -1,4 +1,4 @@
-"""AddressPatterns: which addresses a list of addresses and domains has."""
+"""AddressPatterns: the addresses that a list of addresses and domains matches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Authentication-Results: what claims to be of this server is found, and all else stays."""
+"""Authentication-Results: fields with this server's name are found, and all else is unchanged."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_field_is_found_anywhere_in_a_large_header(at: int) -> None:
     ],
 )  # fmt: skip
 def test_a_hostile_header_takes_linear_time(unit: bytes) -> None:
-    # Else it would not end before the limit of the test.
+    # Otherwise it would exceed the time limit of the test.
     content = b"Authentication-Results: (" + unit * (3_000_000 // len(unit))
     assert len(without(content)) <= len(content)
 

@@ -1,4 +1,4 @@
-"""Header edits on bytes: what is not edited stays as it came, byte for byte."""
+"""Header edits on bytes: all other bytes are unchanged."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_adding_and_removing_a_field_restores_the_message(content: bytes, before
     others = [each.value for each in fields(added) if each.name != b"X-Added"]
     assert others == [each.value for each in fields(content)]
     without = remove_fields(added, "x-added")
-    # Text without a header got the empty line that was missing, a last line its end.
+    # A text without a header got an empty line, and a last line its end.
     assert without in {content, b"\r\n" + content, content + b"\r\n"}
 
 

@@ -1,4 +1,4 @@
-"""Mail loops at final delivery: the mailboxes that a message was in before."""
+"""Mail loops at final delivery: the earlier mailboxes of a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mail: what a sink gets is what the client has sent."""
+"""Mail: a sink gets the data that the client has sent."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_a_mail_has_all_data_of_the_client() -> None:
     assert mail.received.tzinfo is not None
     head, rest = mail.relayed()
     assert head.startswith(b"Received: from me.example ([127.0.0.1])\r\n\tby mx.example.com ")
-    assert b" for <" not in head  # it would tell each recipient of the other
+    assert b" for <" not in head  # it would disclose one recipient to the other
     assert rest == mail.content
     head, rest = mail.delivered([mail.recipients[1]])
     assert head.startswith(b"Return-Path: <a@example.org>\r\nDelivered-To: C@Example.com\r\nRec")
@@ -145,7 +145,7 @@ def test_a_wrong_number_of_replies_is_an_error(replies: Any) -> None:
 
 
 def test_ids_differ_from_those_of_the_previous_process_under_aiosmtpd() -> None:
-    """Its sessions have no id, and a sink may name files by the message's."""
+    """Its sessions have no id, and a sink may name files by the id of the message."""
     program = (
         "from types import SimpleNamespace as N\n"
         "from aiosmtpd.smtp import Envelope, Session\n"

@@ -1,4 +1,4 @@
-"""Trace headers: what stands on top of a message, whatever a client has called itself."""
+"""Trace fields at the top of a message, whatever name a client has sent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def trace_headers(host: str, session: Any, envelope: Any, queue_id: str, now: datetime) -> bytes:
-    """Return what a Maildir writes on top of a message."""
+    """Return the fields that a Maildir writes at the top of a message."""
     received = received_field(host, session, envelope, queue_id, now)
     sender = Mail.of(SimpleNamespace(hostname=host), session, envelope).sender
     return (final_fields(sender, envelope.rcpt_tos) + received).replace(b"\r\n", b"\n")
@@ -99,12 +99,12 @@ LOCAL_PARTS = st.one_of(
 
 
 def checked(head: bytes, name: str, sender: str, to: str) -> None:
-    """See that the header is what it should be, by Python's own parser."""
+    """Check the header with Python's own parser."""
     message = message_from_bytes(head + b"Subject: after\n\nbody\n")
     assert message.keys() == ["Return-Path", "Delivered-To", "Received", "Subject"]
     assert not message.defects
     assert message.get_payload() == "body\n"
-    # There are as many lines by any notion of what a line is.
+    # The number of lines is the same by any definition of a line.
     lines = head.decode().splitlines()
     assert len(lines) == head.count(b"\n")
     assert all(re.match(r"[A-Z][A-Za-z-]+: |\t", line) for line in lines)
@@ -139,7 +139,7 @@ def test_the_header_keeps_its_structure_whatever_a_client_sends(
 
 @given(st.text(max_size=300), st.text(max_size=300), st.text(max_size=300))
 def test_no_text_of_a_handler_adds_a_header_field(helo: str, sender: str, to: str) -> None:
-    """A handler may write into session and envelope what no client could have said."""
+    """A handler may set values in session and envelope that no client can send."""
     head = trace_headers("mx", a_session(host_name=helo), an_envelope(sender, to), "q", NOW)
     lines = head.decode().split("\n")
     assert [line[:13] for line in lines[:2]] == ["Return-Path: ", "Delivered-To:"]

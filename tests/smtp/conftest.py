@@ -1,4 +1,4 @@
-"""What tests of transports share."""
+"""Fixtures for tests of transports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(params=[SocketPoll, LoopPoll])
 async def poll(request: pytest.FixtureRequest) -> AsyncIterator[SocketPoll]:
-    """A poll of each kind: with an epoll of its own, and through the loop."""
+    """Return a poll of each kind: with its own epoll, and with the loop."""
     poll = request.param(asyncio.get_running_loop())
     yield poll
     poll.close()

@@ -1,4 +1,4 @@
-"""The faults of stock aiosmtpd, each shown on both: addresses, limits, AUTH, and extensions."""
+"""Bugs of aiosmtpd, each tested with both servers: addresses, limits, AUTH, and extensions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The faults of stock aiosmtpd, each shown on both: memory, time, TLS, handlers, and the end."""
+"""Bugs of aiosmtpd, each tested with both servers: memory, time, TLS, handlers, and the end."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from support.client import PATIENCE, Client
 from support.stock import BEGIN, STOCK, Bench, Fault, Keep, codes
 
 HANG_SECONDS = 0.5
-"""How long a handshake is awaited that stock never answers; ours has the client's patience."""
+"""Seconds to wait for a handshake that aiosmtpd never answers; ours has the client's timeout."""
 
 
 # -- 1, 2, 3: memory and time ------------------------------------------------------------------
 
 
 async def peak_of(bench: Bench, piece: bytes, pieces: int, **options: Any) -> int:
-    """Send a message of so many pieces; return by how many bytes memory grew meanwhile."""
+    """Send a message in *pieces* pieces; return the growth of memory in bytes."""
     async with bench.client(**options) as client:
         await client.greet()
         assert await codes(client, *BEGIN) == [250, 250, 354]
@@ -89,9 +89,9 @@ async def does_a_handshake_end_with_much_pipelined_behind_starttls(bench: Bench)
                 )
         except (ConnectionError, ssl.SSLError, TimeoutError) as error:
             client.writer.transport.abort()
-            # A failed handshake never tells the stream of its end, and close() waits for that.
+            # After a failed handshake the stream gets no end, for which close() waits.
             client.writer._protocol.connection_lost(None)  # type: ignore[attr-defined]
-            return not isinstance(error, TimeoutError)  # plaintext is no handshake
+            return not isinstance(error, TimeoutError)  # plaintext is not a handshake
         return True
 
 
@@ -99,7 +99,7 @@ async def does_a_handshake_end_with_much_pipelined_behind_starttls(bench: Bench)
 
 
 async def does_another_connection_take_away_what_ehlo_gave(bench: Bench) -> list[int]:
-    """A command of more than 512 bytes, before and after somebody else connects."""
+    """A command of more than 512 bytes, before and after another client connects."""
     mail = f"MAIL FROM:<{'a' * 490}@example.com> SIZE=1"
     async with bench.client() as client:
         await client.greet()
@@ -154,7 +154,7 @@ async def what_is_answered_after_a_hooks_421(bench: Bench) -> int:
 
 
 async def what_becomes_of_a_message_when_its_client_half_closes(bench: Bench) -> str:
-    """While the handler has it in hand."""
+    """While a handler processes the message."""
     in_hand, at_end, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
     fate = []
 

@@ -1,4 +1,4 @@
-"""docs/accepted-mail.md: what its table says of each server is what that server does.
+"""docs/accepted-mail.md: each server behaves as the page's tables say.
 
 ``make peers`` runs this file: real Postfix, Exim and Haraka take part.
 """
@@ -52,7 +52,7 @@ OPTIONS = sorted(
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A directory that the users of other servers can enter."""
+    """Return a directory that the users of other servers can enter."""
     path = Path(tempfile.mkdtemp(prefix="smtpd-fork-", dir="/tmp"))
     path.chmod(0o755)
     yield path

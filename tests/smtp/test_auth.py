@@ -1,4 +1,4 @@
-"""AUTH: who may, by which mechanism, and how often."""
+"""AUTH: the clients that may authenticate, the mechanisms, and the limit of attempts."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_a_failed_attempt_gets_535_and_the_next_one_may_succeed(
 async def test_a_response_of_ten_thousand_bytes_is_accepted(
     transport: str, certificates: Certificates, initial: bool
 ) -> None:
-    """Tokens of XOAUTH2 are that long; RFC 4954 4 wants 12288 bytes of base64."""
+    """Tokens of XOAUTH2 have this length; RFC 4954 4 requires 12288 bytes of base64."""
     token = b"t" * 8990
     response = b64(b"\0" + LOGIN + b"\0" + token)
     assert len(response) > 10_000

@@ -53,7 +53,7 @@ async def test_an_authenticator_that_exceeds_the_time_limit_is_451(
 async def test_an_authenticator_that_fails_without_a_reply_gets_one_sent(
     transport: str, certificates: Certificates
 ) -> None:
-    """AuthResult(success=False) claims to have answered; if it has not, the client would hang."""
+    """AuthResult(success=False) means that the reply was sent; otherwise the client would hang."""
 
     async def refuse(*_: Any) -> AuthResult:
         return AuthResult(success=False)

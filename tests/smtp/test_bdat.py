@@ -1,4 +1,4 @@
-"""BDAT: CHUNKING and BINARYMIME (RFC 3030); whatever is answered, a chunk is no commands."""
+"""BDAT: CHUNKING and BINARYMIME (RFC 3030); a chunk is never read as commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Plain:
-    """A handler that does not know of binary messages."""
+    """A handler that does not support binary messages."""
 
     async def handle_DATA(self, *args: Any) -> str:
         return "250 2.0.0 Ok"
@@ -158,7 +158,7 @@ async def test_a_chunk_rejected_without_a_transaction_does_not_affect_the_next_t
 
 @pytest.mark.parametrize("end", ["RSET", "EHLO again", "HELO again"])
 async def test_chunks_are_forgotten_with_their_transaction(end: str) -> None:
-    """Else one transaction's text would stand in another's message."""
+    """Otherwise the text of one transaction would be in the message of another."""
     handler = Collect()
     async with greeted(handler) as client:
         await client.say(MAIL, RCPT)
@@ -230,7 +230,7 @@ async def test_a_bdat_without_a_valid_size_ends_the_session(arg: str) -> None:
 async def test_plaintext_bdat_is_530_and_its_chunk_is_read_if_tls_is_required(
     certificates: Certificates,
 ) -> None:
-    """RFC 3030 2: whatever is answered, the chunk is no commands."""
+    """RFC 3030 2: the chunk is read whatever the reply is."""
     async with greeted(Discard(), tls_context=certificates.server, require_starttls=True) as client:
         client.send("BDAT 6\r\nQUIT\r\nNOOP\r\n")
         assert await replies(client, 2) == [530, 250]
@@ -266,7 +266,7 @@ async def test_chunks_above_the_memory_limit_are_452(caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize("first", ["BDAT 0", "BDAT 2\r\nx\n", "BDAT 2000\r\n" + 2000 * "x"])
 async def test_recipients_after_the_first_chunk_are_rejected(first: str) -> None:
-    """RFC 3030 3, whether the chunk was taken or refused; nor another sender, AUTH, or DATA."""
+    """RFC 3030 3, whether the chunk was accepted or not; sender, AUTH and DATA are rejected too."""
     handler = Collect()
     async with greeted(handler, max_message_size=1000) as client:
         await client.say(MAIL, RCPT)

@@ -1,4 +1,4 @@
-"""Charges: when a transaction ends, however it ends, nothing is charged for it."""
+"""Charges: after the end of a transaction, however it ends, no memory is charged for it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from smtpd_fork.sinks import Discard
 from smtpd_fork.smtp import SMTP
 
 SMALL = 500
-"""An allowance in place of 64 KiB, so that little input is enough."""
+"""An allowance instead of 64 KiB, so that little input is enough."""
 
 PEER = ("192.0.2.1", 25)
 
 
 class Transport:
-    """A transport without a socket, whose client reads or does not."""
+    """A transport without a socket, whose client reads or does not read."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -57,7 +57,7 @@ class Transport:
 
 
 class Whims(Discard):
-    """Takes, refuses, raises and waits, as the address says."""
+    """Accepts, rejects, raises and waits, as the address says."""
 
     supports_dsn = True
 
@@ -104,7 +104,7 @@ ROUTINE = [b"EHLO x\r\n", b"MAIL FROM:<a@b.example>\r\n", b"RCPT TO:<c@d.example
 
 
 def act(session: SMTP, transport: Transport, step: str) -> None:
-    """Have something other than input happen to a session."""
+    """Make an event happen to a session that is not input."""
     if step == "blocked":
         transport.unread = 3000
         session.pause_writing()
@@ -126,7 +126,7 @@ def act(session: SMTP, transport: Transport, step: str) -> None:
 
 
 def held_by_transaction(session: SMTP) -> bool:
-    """Whether there is anything that may be charged."""
+    """Return whether there is anything that may be charged."""
     connection, dialogue = session.connection, session.connection.dialogue
     envelope = dialogue.transaction
     return bool(
@@ -165,10 +165,10 @@ async def lives_through(steps: list[bytes | str], limit: int, share: int) -> Non
         assert budget.used == dialogue.charged == sum(h.held for h in budget._by_holder.values())
         if not held_by_transaction(session):
             assert budget.used == 0, step
-        # But for a command that is not complete.
+        # Except for a command that is not complete.
         framed = 0 if dialogue.framer is None else dialogue.framer.held
         held = memory.held(dialogue) - min(framed, LINE_LIMIT)
-        # Parts that are small by themselves are not looked at: an envelope, a message, input.
+        # Parts that are small are not compared: an envelope, a message, input.
         assert dialogue.charged >= held - 4 * SMALL, step
     session.connection_lost(None)
     while session.connection.task is not None:
@@ -201,7 +201,7 @@ def test_when_a_transaction_ends_nothing_is_charged_for_it(
 
 
 async def test_a_packet_is_charged_while_one_of_its_commands_waits() -> None:
-    """It is kept until its last command has been looked at, also if that is all that is left."""
+    """It is stored until its last command has been processed, even if nothing else is left."""
     budget = Budget(0)
     session = SMTP(Whims(), hostname="mx.example.com", budget=budget, enable_SMTPUTF8=True)
     session.connection_made(Transport())  # type: ignore[arg-type]  # as much of one as is needed

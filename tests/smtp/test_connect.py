@@ -1,4 +1,4 @@
-"""CONNECT and DISCONNECT: the hooks that see a session before and after its commands."""
+"""CONNECT and DISCONNECT: the hooks before and after the commands of a session."""
 
 from __future__ import annotations
 

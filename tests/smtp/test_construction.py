@@ -1,4 +1,4 @@
-"""A mistake in a handler or a session class shows when the server is made, not for each message."""
+"""A mistake in a handler or a session class is an error when the server is created."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ async def test_an_object_that_is_not_a_handler_is_an_error(handler: Any, says: s
 
 
 class Delegates:
-    """Passes hooks on: plain functions that return what a coroutine function made."""
+    """Passes hooks on: plain functions that return the coroutine of another function."""
 
     def __init__(self) -> None:
         self.inner = Discard()
@@ -156,7 +156,7 @@ class StartTls(Discard):
 
 class Helpers(Discard):
     async def handle_message(self, message: Any) -> None:
-        """Be what aiosmtpd's Message has."""
+        """Is derived from aiosmtpd's Message."""
 
     def handle_data(self) -> None:
         """Be a function of the handler's own: it has handle_DATA as well."""
@@ -166,7 +166,7 @@ class Helpers(Discard):
 
 
 class Dynamic:
-    """Has a hook that only dir() and getattr() know."""
+    """Has a hook that only dir() and getattr() find."""
 
     def __dir__(self) -> list[str]:
         return ["handle_DATA"]

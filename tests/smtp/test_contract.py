@@ -1,7 +1,7 @@
-"""What a handler or a subclass finds different here: each row of the table of the docs, on both.
+"""The differences for handlers and subclasses: each row of the docs' table, with both servers.
 
 The table is in docs/migrating-from-aiosmtpd.md. A row without a probe fails, and so does a probe
-without a row; what stock aiosmtpd does is found out from it.
+without a row; the behaviour of aiosmtpd is tested as well.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PAGE = "docs/migrating-from-aiosmtpd.md"
 
 
 class Nothing:
-    """Has a hook, and none for messages."""
+    """Has a hook, but none for messages."""
 
     async def handle_NOOP(self, *_: Any) -> str:
         return "250 ok"
@@ -170,7 +170,7 @@ async def what_becomes_of_an_overridden_push(bench: Bench) -> str:
 
 async def is_chunking_offered_around_smtp_data(bench: Bench) -> bool:
     async def smtp_DATA(self: Any, arg: str | None) -> None:
-        """Refuse all, as an example."""
+        """Reject all, as an example."""
 
     async with of(bench, smtp_DATA=smtp_DATA).client() as client:
         return "CHUNKING" in (await client.greet()).text
@@ -203,7 +203,7 @@ async def are_command_size_limits_read(bench: Bench) -> bool:
             await client.greet()
             return (await client.say("NOOP " + "x" * 700)).code == 250
     finally:
-        STOCK.command_size_limits.clear()  # one for all, in aiosmtpd
+        STOCK.command_size_limits.clear()  # one reply for all recipients, in aiosmtpd
 
 
 FAULTS = {fault.probe.__name__: fault for fault in (*OF_COMMANDS, *OF_SESSIONS)}
@@ -235,7 +235,7 @@ NEW: Mapping[str, Fault] = {
     "`_reader` and `_writer`": Fault(has_a_session_a_reader_and_a_writer, True, False),
     "`command_size_limits`": Fault(are_command_size_limits_read, True, False),
 }
-"""Rows by the beginning of their first cell, with the probe that shows them."""
+"""Rows by the beginning of their first cell, each with its probe."""
 
 OLD = {
     "a hook raises": "what_a_client_is_told_of_an_error",
@@ -248,7 +248,7 @@ OLD = {
     "AUTH is offered": "is_auth_offered_with_nothing_to_check_it",
     "EHLO offers": "which_extensions_are_offered",
 }
-"""Rows that another file shows."""
+"""Rows that are tested in another file."""
 
 each_row = pytest.mark.parametrize("row", NEW, ids=lambda row: re.sub(r"\W+", "-", row))
 
@@ -263,7 +263,7 @@ def test_every_row_of_the_table_has_a_probe_and_every_probe_a_row() -> None:
 
 
 @each_row
-@pytest.mark.asyncio(loop_factories=["asyncio"])  # one loop does to show what aiosmtpd is like
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # one loop is enough for aiosmtpd
 async def test_stock_aiosmtpd_behaves_as_the_row_says(row: str, certificates: Certificates) -> None:
     assert await NEW[row].probe(Bench(STOCK, certificates)) == NEW[row].stock
 

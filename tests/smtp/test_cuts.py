@@ -48,7 +48,7 @@ TEXTS = [
 
 
 def by_data(text: bytes) -> bytes:
-    """Return *text* as DATA carries it; dots are doubled where RFC 5321 has lines."""
+    """Return *text* as sent after DATA, with doubled dots by the lines of RFC 5321."""
     stuffed = b"\r\n".join(
         b"." + line if line.startswith(b".") else line for line in text.split(b"\r\n")
     )
@@ -56,7 +56,7 @@ def by_data(text: bytes) -> bytes:
 
 
 def by_bdat(text: bytes) -> bytes:
-    """Return *text* as BDAT carries it, in chunks that are cut within its line ends."""
+    """Return *text* in chunks of BDAT that are cut within its line ends."""
     half = len(text) // 2 + 1
     parts = [text[:1], text[1:half], text[half:]]
     last = b"BDAT %d LAST\r\n" % len(parts[-1])
@@ -106,7 +106,7 @@ def differing(
         apart = ([*packets, after] for packets in all_cuts(stream, near=2, start=start))
         joined = all_cuts(stream + after, near=1, start=start)
         for model, cuts in zip(models, (apart, joined), strict=True):
-            # A handler that is slow gets the next packet before it has answered.
+            # The next packet is received before a slow handler has answered.
             patient = type(model.event_handler) is Keep
             for packets in cuts:
                 model.event_handler.got = []
@@ -136,7 +136,7 @@ def test_a_message_is_the_same_however_its_stream_is_cut(
 def test_consecutive_messages_are_the_same_however_their_stream_is_cut(
     runner: asyncio.Runner, carried: Any, bare: BareNewline
 ) -> None:
-    """An end that is missed makes text of the commands between them."""
+    """A missed end would turn the commands after it into text."""
     for texts in ([b"", b"x\r\n"], [b"", b"\r\n", b"x\r\n"]):
         stream = HELLO + b"".join(MAIL + carried(text) for text in texts)
         assert not differing(runner, stream, bare), texts
@@ -225,11 +225,11 @@ def test_a_proxy_header_of_a_session_is_the_same_however_it_is_cut(
 # -- over the wire ---------------------------------------------------------------------------------
 
 PLACES = 12
-"""Cuts of a stream over the wire, beside the one into single bytes."""
+"""Number of cuts of a stream over the wire, besides single bytes."""
 
 
 def sampled(stream: bytes) -> list[list[int] | None]:
-    """Return places to cut at: around the message's text first of all, and each byte."""
+    """Return the offsets of cuts: around the message's text first, and then each byte."""
     text = max(stream.find(b"DATA\r\n"), stream.find(b"LAST\r\n")) + 6
     end = stream.index(AFTER)
     spread = range(1, len(stream), max(1, len(stream) // 8))
@@ -285,7 +285,7 @@ async def test_proxy_headers_over_the_wire_are_the_same_however_they_are_cut(hea
 async def test_sessions_under_tls_are_the_same_however_their_records_are_cut(
     certificates: Certificates, listen: str, before: bytes
 ) -> None:
-    """The ClientHello may come in the packet of what is before it."""
+    """The ClientHello may be in the packet of the bytes before it."""
     handler = Keep()
     stream = HELLO + MAIL + by_data(TEXTS[2]) + AFTER
     tls = {"tls_cert": str(certificates.cert), "tls_key": str(certificates.key)}
@@ -305,7 +305,7 @@ async def test_sessions_under_tls_are_the_same_however_their_records_are_cut(
 async def test_plaintext_after_starttls_ends_the_session_however_it_is_cut(
     certificates: Certificates, places: list[int] | None
 ) -> None:
-    """CVE-2011-0411: it must not be carried out, and not be taken for what came under TLS."""
+    """CVE-2011-0411: it must not be carried out, nor count as input under TLS."""
     handler = Keep()
     stream = HELLO + b"STARTTLS\r\n" + HELLO + MAIL + by_data(b"injected\r\n") + b"QUIT\r\n"
     assert cut(stream, [18])[1].startswith(HELLO)

@@ -1,4 +1,4 @@
-"""No byte moves a deadline: a client that drips gets the time of one that is silent."""
+"""Received bytes do not extend a deadline: a slow client has the time of a silent one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SHORT, LONG = 0.2, 60.0
 
 HANDSHAKE = b"\x16\x03\x01\x3f\xff\x01\x00\x3f\xfb"
-"""How a TLS client begins: a record of 16 KiB, of which the rest never comes."""
+"""The beginning of a TLS client: a record of 16 KiB, the rest of which is never sent."""
 
 
 class Drip(NamedTuple):
@@ -125,7 +125,7 @@ async def test_a_command_that_has_begun_has_less_time_than_the_wait_for_one(
 
 
 async def test_each_command_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However commands are cut: what is left of one packet begins anew with the next."""
+    """However commands are cut: the rest of a packet begins the time anew with the next one."""
     monkeypatch.setattr("smtpd_fork.smtp.deadlines.COMMAND_SECONDS", 1)
     async with greeted(Discard(), timeout=LONG) as client:
         client.send("NO")
@@ -137,7 +137,7 @@ async def test_each_command_has_its_own_time(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("asked_again", [True, False])
 async def test_a_stop_does_not_wait_for_the_answer_to_a_challenge(asked_again: bool) -> None:
-    """Neither to the one that is awaited nor, after the authenticator's turn, to another."""
+    """Neither for the awaited one nor, after the call of the authenticator, for another one."""
 
     async def auth_TWICE(server: Any, args: list[str]) -> Any:
         await server.challenge_auth("one")

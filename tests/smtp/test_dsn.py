@@ -1,4 +1,4 @@
-"""DSN (RFC 3461): its parameters as handlers get them, and those that are refused."""
+"""DSN (RFC 3461): its parameters for handlers, and the rejected ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smtpd_fork.sinks import Debug, Discard, Maildir
 
 
 class Carries(Discard):
-    """As a sink that hands messages to another server, with all that belongs to them."""
+    """A sink that passes messages with all their parameters to another server."""
 
     supports_dsn = True
 
@@ -145,7 +145,7 @@ async def test_a_rcpt_with_bad_parameters_is_rejected(command: str, code: int) -
 
 
 class Passes:
-    """A filter without an opinion on any message."""
+    """A filter that returns MISSING for every message."""
 
     async def handle_DATA(self, *args: Any) -> Any:
         return MISSING
@@ -187,7 +187,7 @@ def test_a_chain_supports_dsn_if_its_sinks_do(handlers: list[Any], offered: bool
 async def test_dsn_is_not_offered_without_support_and_its_parameters_are_555(
     sink: Any, scheme: str
 ) -> None:
-    """RFC 3461 4: a client must not send them then; RFC 5321 4.1.1.11: 555, so that it knows."""
+    """RFC 3461 4: a client must not send them then; the reply is 555 by RFC 5321 4.1.1.11."""
     async with (
         serve(sink(), listen=[f"{scheme}:127.0.0.1:0"]) as server,
         await Client.to(server.addresses[0]) as client,

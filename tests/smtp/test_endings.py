@@ -1,4 +1,4 @@
-"""Endings: half-closed, reset, or interrupted, a session ends in order and its handler is told."""
+"""Endings: half-closed, reset or interrupted, a session ends and its handler is called."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from smtpd_fork.smtp.ending import time_out
 async def test_a_reset_that_the_loop_has_not_noticed_is_not_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """asyncio raises when the session, which says 421, closes its half."""
+    """asyncio raises an error when the session closes its half after 421."""
 
     class Closes(Discard):
         async def handle_NOOP(self, *_: Any) -> str:
-            client.close()  # so the system resets the connection when a reply comes
+            client.close()  # so that the system resets the connection when it receives a reply
             return "250 2.0.0 Ok"
 
     caplog.set_level(logging.INFO)
@@ -98,12 +98,12 @@ async def test_a_reset_during_a_hook_does_not_cancel_the_handler() -> None:
 
 @pytest.mark.parametrize("gone", ["lost", "cut", "timed out"])
 async def test_disconnect_is_called_if_a_session_ends_before_its_task_begins(gone: str) -> None:
-    """A task that is cancelled before its first step runs nothing, not even a finally."""
+    """A task that is cancelled before its first step runs no code, not even a finally block."""
     told: list[str] = []
 
     class Told(Discard):
         async def handle_MAIL(self, *_: Any) -> str:
-            await asyncio.sleep(0)  # without an await it would need no task
+            await asyncio.sleep(0)  # a hook without an await would need no task
             return "250 2.1.0 Ok"
 
         async def handle_DISCONNECT(self, server: Any, session: Any) -> None:
@@ -132,7 +132,7 @@ async def test_disconnect_is_called_if_a_session_ends_before_its_task_begins(gon
 
 
 async def test_an_interrupted_client_can_send_all_and_then_gets_the_reply() -> None:
-    """Closing while a client speaks would be a reset: it could not even write to its end."""
+    """Closing while a client sends would be a reset: the client could not finish sending."""
 
     def talk(address: tuple[str, int]) -> bytes:
         with socket.create_connection(address, timeout=20) as sock:

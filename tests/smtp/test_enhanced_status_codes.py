@@ -1,4 +1,4 @@
-"""ENHANCEDSTATUSCODES (RFC 2034): every reply has one, but those to HELO and EHLO."""
+"""ENHANCEDSTATUSCODES (RFC 2034): every reply has one, except those to HELO and EHLO."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a handler raises is answered and logged, and ends neither server nor session."""
+"""Any exception of a handler is logged and gets a reply, and ends neither server nor session."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Special(BaseException):
-    """What is neither an Exception nor known to asyncio."""
+    """An exception that is not an Exception, and is unknown to asyncio."""
 
 
 ERRORS = (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Special)
@@ -57,7 +57,7 @@ def every_error() -> Iterator[tuple[type[BaseException], bool]]:
 
 @pytest.fixture
 def errors_logged(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
-    """Return a function that counts the errors in the log: on lines of their own, or in sums."""
+    """Return a function that counts the logged errors, on single lines and in summaries."""
     return lambda: sum(
         getattr(record, "more", 1)
         for record in caplog.records
@@ -105,7 +105,7 @@ async def test_a_command_whose_hook_raises_is_451_and_the_session_continues(
 
 
 async def test_a_task_collected_in_another_session_is_not_an_error_of_a_handler() -> None:
-    """Which session runs then is a matter of chance: a closed loop had left the task."""
+    """The session that runs then is arbitrary, as a closed loop left the task."""
 
     class Connection:
         shared = SimpleNamespace(hooks={"NOOP": raising(GeneratorExit, at_once=True)}, lmtp=False)
@@ -248,7 +248,7 @@ async def test_a_subclass_whose_command_raises_is_451(errors_logged: Callable[[]
 async def test_after_a_starttls_hook_that_raises_commands_are_rejected(
     plain: bool, certificates: Certificates, errors_logged: Callable[[], int]
 ) -> None:
-    """It is called after the handshake, where no reply is owed: one would be taken for EHLO's."""
+    """It is called after the handshake, when the client expects no reply."""
     for error in (ValueError, *ERRORS):
 
         def fail(*_: Any, error: type[BaseException] = error) -> Any:
@@ -359,7 +359,7 @@ async def test_a_hook_that_took_too_long_does_not_affect_later_hooks() -> None:
 
         async def handle_VRFY(self, *_: Any) -> str:
             await asyncio.sleep(0)
-            raise asyncio.CancelledError  # a fault of its own: nobody cancels it
+            raise asyncio.CancelledError  # raised by the handler itself, without a cancellation
 
     async with greeted(Hooks(), handler_timeout=0.1) as client:
         client.send("MAIL FROM:<a@b.c>\r\nVRFY <a@b.c>\r\nNOOP\r\n")

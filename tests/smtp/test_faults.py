@@ -1,4 +1,4 @@
-"""The faults of stock aiosmtpd, each shown on both."""
+"""Bugs of aiosmtpd, each tested with both servers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ each_fault = pytest.mark.parametrize(
 
 
 @each_fault
-@pytest.mark.asyncio(loop_factories=["asyncio"])  # one loop does to show what aiosmtpd is like
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # one loop is enough for aiosmtpd
 async def test_stock_aiosmtpd_has_the_bug(fault: Fault, certificates: Certificates) -> None:
     assert await fault.probe(Bench(STOCK, certificates)) == fault.stock
 

@@ -1,7 +1,7 @@
-"""What an ended session held is freed at once: without the garbage collector, nothing of it lives.
+"""All objects of an ended session are freed at once, without the garbage collector.
 
-The daemon has Python collect garbage rarely, so a reference cycle in each ended session would be
-memory that a client fills as fast as it can connect.
+The daemon runs the garbage collector rarely, so that a client could fill memory by connecting if
+each ended session was a reference cycle.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 OF_TLS = {"SSLProtocol", "_SSLProtocolTransport", "SSLObject", "MemoryBIO"}
-"""What the loops make for TLS; the clients here are blocking sockets, and have none of them."""
+"""The objects of the loops for TLS; the clients here are blocking sockets and have none."""
 
 PLAIN, TLS, PROXY, PROXY_TLS = range(4)
 LISTEN = [f"{scheme}127.0.0.1:0" for scheme in ("", "smtps:", "smtp+proxy:", "smtps+proxy:")]
@@ -49,7 +49,7 @@ TIMES = 3
 
 
 class Handler(Discard):
-    """Has hooks that wait, that fail, and that last longer than their client."""
+    """Has hooks that wait, that fail, and that run longer than their client."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Handler(Discard):
 
 
 class Peer:
-    """A client that blocks, in a thread: it leaves nothing in the loop that could be counted."""
+    """A blocking client in a thread, which leaves no objects in the loop."""
 
     def __init__(self, address: Any, context: ssl.SSLContext) -> None:
         self.sock: socket.socket = socket.create_connection(address[:2], PATIENCE)
@@ -117,7 +117,7 @@ class Peer:
 
 
 def spoken(*commands: bytes, last: bytes = b"", end: Callable[[Peer], None] = Peer.ended) -> Any:
-    """Return a plain dialogue: each command with its reply, then *last*, then the end."""
+    """Return a plaintext client: each command after the previous reply, then *last*, then EOF."""
 
     def dialogue(peer: Peer) -> None:
         peer.reply()
@@ -279,16 +279,16 @@ async def test_no_object_of_an_ended_session_remains_however_it_ended(
         await asyncio.gather(*ends)
         await until(lambda: not server.gate.count)
         await until(lambda: not running(server).sessions._finishing)
-        await asyncio.sleep(0.15)  # the stages' timers look at who has gone
+        await asyncio.sleep(0.15)  # timers remove clients that have gone
 
     async with serve(handler, **options) as server:
-        await times(1)  # what is made once, and stays
+        await times(1)  # objects that are created once, and remain
         with uncollected():
             before = living()
             await times(TIMES)
             left = living() - before
             if isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop):
-                del left["AcceptedSocket"]  # closed; asyncio's transport is a cycle that keeps it
+                del left["AcceptedSocket"]  # closed; asyncio's transport is a reference cycle
             assert left == Counter()
     assert handler.slow.is_set()
 

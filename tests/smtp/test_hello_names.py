@@ -1,4 +1,4 @@
-"""The name of HELO, EHLO and LHLO: any bytes will do, and whatever shows them goes on."""
+"""The name in HELO, EHLO and LHLO may be any bytes, and can be shown everywhere."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = {
     b"two words": "two words",
     b"%s {} \\": "%s {} \\",
 }
-"""What a client says, and what session.host_name is then."""
+"""The name that a client sends, and the value of session.host_name."""
 
 
 @pytest.mark.parametrize("verb", ["EHLO", "HELO", "LHLO"])

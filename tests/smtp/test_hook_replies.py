@@ -1,4 +1,4 @@
-"""Whatever a hook returns or raises, the client receives one well-formed reply to each command."""
+"""The client gets one well-formed reply to each command, whatever a hook returns or raises."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Odd(Discard):
-    """Answers every hook with the same thing."""
+    """Returns the same value for every hook."""
 
     answer: Any = None
 
@@ -38,7 +38,7 @@ class Odd(Discard):
 
 
 class Ready(SMTP):
-    """A session in which every command is in its place, whatever was answered before."""
+    """A session in which every command is in sequence, whatever the previous replies."""
 
     def _create_session(self) -> Any:
         session = super()._create_session()
@@ -53,7 +53,7 @@ class Ready(SMTP):
 
 
 class Drawn(Odd):
-    """Answers each time with the next of several things, raises what is an exception, or waits."""
+    """Returns the next of several values, raises it if it is an exception, or waits."""
 
     def __init__(self, answers: list[Any]) -> None:
         self.got: list[Any] = []

@@ -1,4 +1,4 @@
-"""Idle sessions make room while memory is short: 421 to those that hold most, the largest first."""
+"""Idle sessions are ended while memory is short: the largest first, with 421."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Loop:
-    """A clock that is set, and timers that are called."""
+    """A loop with a clock that tests set, and timers that they run."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -37,7 +37,7 @@ class Loop:
         self.timers.append(partial(call, *args))
 
     def after(self, seconds: float) -> None:
-        """Let time pass, and what is due then happen."""
+        """Advance the clock, and run the timers that are due."""
         self.now += seconds
         due, self.timers = self.timers, []
         for call in due:
@@ -45,7 +45,7 @@ class Loop:
 
 
 class Holder:
-    """A session that holds memory, as far as the budget knows it."""
+    """A session that holds memory, for the budget."""
 
     def __init__(self, budget: Budget, loop: Loop, host: str, *, busy: bool = False) -> None:
         self.budget = budget
@@ -66,7 +66,7 @@ class Holder:
 
 
 def holders(budget: Budget, loop: Loop, *sizes: int) -> list[Holder]:
-    """Return sessions of as many clients, that hold so much."""
+    """Return sessions of different clients, each with so much memory."""
     found = [Holder(budget, loop, f"192.0.2.{n}") for n in range(len(sizes))]
     for each, size in zip(found, sizes, strict=True):
         assert each.hold(size)
@@ -139,7 +139,7 @@ def test_memory_above_the_limit_is_refused_and_released_memory_is_available() ->
 
 @pytest.fixture
 def idle_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Have sessions be idle after so many seconds; until then none is."""
+    """Let sessions be idle after *seconds*; until then none is."""
     monkeypatch.setattr(budget_module, "LOOK_SECONDS", 0.02)
 
     def seconds(value: float) -> None:
@@ -150,7 +150,7 @@ def idle_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 async def says_noop_until_it_is_ended(client: Client) -> None:
-    """Hold what is held, as long as one is let."""
+    """Keep a session that holds memory, until the server ends it."""
     while (reply := await client.say("NOOP")).code == 250:
         await asyncio.sleep(0.02)
     assert code_and_enhanced(reply) == (421, "4.3.1")
@@ -185,7 +185,7 @@ async def test_idle_sessions_that_hold_memory_are_ended_the_largest_first(
 async def test_clients_that_hold_all_memory_do_not_block_others(
     idle_after: Callable[[float], None],
 ) -> None:
-    """Idle sessions are ended also while nobody asks for memory."""
+    """Idle sessions are ended even if no session requests memory."""
     async with serve(Discard(), max_buffered=1_000_000) as server:
         clients = [await holder(server, 390_000, source=f"127.0.0.{n}") for n in (2, 3, 4)]
         async with await Client.to(server.addresses[0], source="127.0.0.5") as other:

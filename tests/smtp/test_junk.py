@@ -1,4 +1,4 @@
-"""Junk: what is no command and what does nothing is answered for a while, a browser never."""
+"""Junk: unknown commands and commands without effect are limited; browsers get no reply to them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_a_browser_gets_421_at_once(verb: str) -> None:
 
 
 class Refuses:
-    """Refuses whatever a hook may refuse."""
+    """Rejects everything that a hook can reject."""
 
     async def handle_MAIL(self, *args: Any) -> Any:
         return "550 5.7.1 No" if args[3].startswith("no") else MISSING
@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[list[str], list[str], dict[str, Any]]] = {
     "mail where AUTH is required": ([], [MAIL], {"session_options": {"auth_required": True}}),
     "a command before EHLO": (["RSET"], [RCPT], {}),
 }
-"""Commands that come before, and those that are repeated: each time one of them is refused."""
+"""Commands that are sent first, and commands that are repeated and rejected each time."""
 
 
 @pytest.mark.parametrize("refused", REFUSED)
@@ -150,7 +150,7 @@ async def test_rejected_recipients_are_counted_for_the_whole_session() -> None:
 
 
 async def test_a_client_that_checks_eighty_addresses_gets_eighty_replies() -> None:
-    """As callers do who verify senders: MAIL, RCPT, RSET, and no message."""
+    """As servers do that verify senders: MAIL, RCPT, RSET, and no message."""
     async with greeted(Refuses()) as client:
         for _ in range(80):
             for command, code in ((MAIL, 250), ("RCPT TO:<no@b.c>", 450), ("RSET", 250)):
@@ -159,7 +159,7 @@ async def test_a_client_that_checks_eighty_addresses_gets_eighty_replies() -> No
 
 
 async def test_recipients_above_the_limit_of_a_message_do_not_end_the_session() -> None:
-    """RFC 5321 4.5.3.1.10: the client sends them the message later."""
+    """RFC 5321 4.5.3.1.10: the client sends the message to them later."""
     recipients = [f"RCPT TO:<r{n}@example.com>" for n in range(300)]
     async with greeted(Discard(), max_recipients=50) as client:
         client.send("\r\n".join([MAIL, *recipients, "DATA", ""]))
@@ -174,7 +174,7 @@ async def test_recipients_above_the_limit_of_a_message_do_not_end_the_session() 
 
 
 async def test_a_message_that_some_recipients_have_gets_all_its_replies() -> None:
-    """LMTP: 421 in the middle would have the client send it again to those who have it."""
+    """LMTP: after 421 in the middle, the client would send it again to recipients that have it."""
 
     class Some(Discard):
         async def handle_DATA(self, *args: Any) -> Any:

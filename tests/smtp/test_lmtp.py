@@ -30,7 +30,7 @@ class PerRecipient:
 
 @asynccontextmanager
 async def sending(handler: Any, *recipients: str, **options: Any) -> AsyncIterator[Client]:
-    """Serve LMTP, and bring a client to the text of its message."""
+    """Serve LMTP, and send commands up to the text of a message."""
     async with (
         serve(handler, listen=["lmtp:127.0.0.1:0"], **options) as server,
         await Client.to(server.addresses[0]) as client,
@@ -65,7 +65,7 @@ async def test_a_rejected_message_is_rejected_for_every_recipient() -> None:
 
 
 async def test_rejected_chunks_get_a_reply_for_every_recipient_after_the_last_one() -> None:
-    """RFC 2033 4.2: BDAT LAST has as many replies as the final dot, another BDAT has one."""
+    """RFC 2033 4.2: BDAT LAST has as many replies as the final dot; any other BDAT has one."""
     options = {"listen": ["lmtp:127.0.0.1:0"], "max_message_size": 100}
     async with (
         serve(Discard(), **options) as server,

@@ -1,4 +1,4 @@
-"""LMTP: a recipient that became several addresses, or none, gets one reply: the worst of them."""
+"""LMTP: a recipient with several addresses, or none, gets one reply, the worst of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REPLIES = st.sampled_from(["250 2.0.0 a", "250 2.0.0 b", "451 4.3.0 c", "550 5.1
 
 
 class Aliases:
-    """Makes so many addresses of each recipient as its local part says, and answers each."""
+    """Adds as many addresses for a recipient as its local part says, and answers each."""
 
     def __init__(self, replies: list[str]) -> None:
         self.replies = replies

@@ -1,4 +1,4 @@
-"""LMTP: whatever a hook returns, each recipient gets one well-formed reply."""
+"""LMTP: each recipient gets one well-formed reply, whatever a hook returns."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_in_lmtp_each_recipient_gets_one_reply() -> None:
 
 
 async def test_mailmans_replies_are_one_for_each_recipient() -> None:
-    """Mailman 3's LMTP handler joins them with CR LF, as aiosmtpd sends them on as they are."""
+    """Mailman 3's LMTP handler joins them with CR LF, as aiosmtpd sends them unchanged."""
 
     class Joins:
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:

@@ -1,4 +1,4 @@
-"""MAIL and RCPT: how an address may be written, what else is refused, and with which reply."""
+"""MAIL and RCPT: the forms of an address, other errors, and their replies."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ REFUSED = {
 
 
 async def sender_of(server: Any, handler: Collect, command: str) -> str:
-    """Have a message with *command* taken; return the sender that the handler got."""
+    """Send a message with *command*; return the sender that the handler got."""
     async with await Client.to(server.addresses[0]) as client:
         await client.greet()
         assert (await client.say(command)).code == 250, command

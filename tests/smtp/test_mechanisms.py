@@ -18,7 +18,7 @@ pytestmark = pytest.mark.parametrize("transport", ["starttls", "smtps"])
 
 
 class Custom(SMTP):
-    """A mechanism by its method's name, and one by its decorator."""
+    """A mechanism that is named by its method, and one that is named by its decorator."""
 
     async def auth_X__TOKEN(self, server: Any, args: list[str]) -> AuthResult:
         token = await self.challenge_auth("which?")

@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 EACH = {"smtp": 192 * 1024, "smtps": 448 * 1024}
-"""Bytes that a session may take besides what is charged (docs/security.md has them): 64 KiB are
-not charged, and it has buffers; under TLS 256 KiB more, and what OpenSSL takes, which is not seen
-here."""
+"""Bytes that a session may use besides the charged ones (docs/security.md has them).
+
+64 KiB are not charged, and a session has buffers; under TLS it has 256 KiB more, and the memory of
+OpenSSL, which is not measured here."""
 
 
 # -- what is held, measured -----------------------------------------------------------------------
@@ -65,7 +66,7 @@ WAYS: dict[str, tuple[bytes, ...]] = {
 
 
 def fill(sock: socket.socket, parts: tuple[bytes, ...]) -> None:
-    """Send what a client sends, as far as the server takes it."""
+    """Send the input of a client, as far as the server reads it."""
     sock.settimeout(0.2)
     with suppress(OSError):
         for part in parts:
@@ -116,12 +117,12 @@ async def test_memory_is_at_most_the_budget_and_an_allowance_per_session(
         for sock in clients:
             sock.close()
         await until(lambda: not server.sessions)
-        # A handler that has a message in hand takes it to its end, whoever has gone.
+        # A handler finishes a message even if the client has gone.
         await until(lambda: not server._budget.used)
 
 
 def steady(pid: int) -> list[int]:
-    """Return what is in a process's memory until that does not change any more."""
+    """Return the memory of a process once it no longer changes."""
     seen = [resident(pid)]
     while len(seen) < 10 or len(set(seen[-10:])) > 1:
         time.sleep(0.1)  # what was sent is read
@@ -145,7 +146,7 @@ def test_at_default_settings_one_client_holds_what_the_security_page_says(
             sock = certificates.client.wrap_socket(sock, server_hostname="localhost")
         sockets.append(sock)
         sock.sendall(ENVELOPE + b"DATA\r\n")
-        with suppress(OSError):  # of those past its share some are ended
+        with suppress(OSError):  # some sessions of clients above their share are ended
             sock.sendall(TEXT * 2)
 
     tls = ("--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key))
@@ -161,7 +162,7 @@ def test_at_default_settings_one_client_holds_what_the_security_page_says(
 
 
 async def test_a_message_is_charged_until_its_handler_has_ended() -> None:
-    """Else clients that send and go would have a slow handler hold what they like."""
+    """Otherwise clients that send and disconnect would fill memory while a handler is slow."""
     handler = Slow()
     async with serve(handler, max_buffered=LIMIT) as server:
         client = await Client.to(server.addresses[0])

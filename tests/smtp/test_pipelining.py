@@ -1,4 +1,4 @@
-"""PIPELINING (RFC 2920): what comes in one packet is answered at once, and in turn with others."""
+"""PIPELINING (RFC 2920): commands in one packet are processed at once, and in turn with others."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_many_transactions_in_packets_of_any_size_are_processed() -> None:
 
 
 class Recorder:
-    """A transport that keeps what is written to it."""
+    """A transport that stores the data that is written to it."""
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
@@ -80,7 +80,7 @@ async def test_a_pipelined_data_after_a_rejected_rcpt_is_rejected() -> None:
 
 
 async def test_pipelined_commands_do_not_block_other_sessions() -> None:
-    """Stock aiosmtpd answers all that is buffered in one go."""
+    """aiosmtpd processes all buffered commands before other sessions."""
     async with serve(Discard()) as server:
         flood = await Client.to(server.addresses[0])
         await flood.greet()

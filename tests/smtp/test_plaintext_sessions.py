@@ -1,4 +1,4 @@
-"""Plaintext sessions of a server: carried by a SocketTransport, until STARTTLS."""
+"""Plaintext sessions of a server use a SocketTransport until STARTTLS."""
 
 from __future__ import annotations
 

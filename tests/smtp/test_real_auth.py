@@ -1,4 +1,4 @@
-"""Real clients that authenticate themselves: swaks, and aiosmtplib."""
+"""Real clients that authenticate: swaks, and aiosmtplib."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real clients: what swaks, curl and Postfix's smtp-source send arrives whole."""
+"""Real clients: messages of swaks, curl and Postfix's smtp-source arrive unchanged."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 BODY = "First line\n.\n..two dots\n\nFrom here\n" + "caf\u00e9 " * 30 + "\nlast line\n"
-"""With all that a transport may mangle: lone dots, an empty line, "From", 8 bits."""
+"""A message with parts that servers may change: single dots, an empty line, "From", 8 bits."""
 
 
 def call(*words: object, given: str | None = None) -> str:
-    """Run a client to its end, which has to be a good one; return what it printed."""
+    """Run a client, which must succeed; return its output."""
     ended = subprocess.run(
         [str(word) for word in words],
         input=given,
@@ -35,7 +35,7 @@ def call(*words: object, given: str | None = None) -> str:
 
 
 def only_message(maildir: Path) -> Message:
-    """Return the one message that is there, with its trace headers looked at."""
+    """Return the only message, after a check of its trace fields."""
     (text,) = messages(maildir)
     message = message_from_string(text)
     assert message.keys()[:3] == ["Return-Path", "Delivered-To", "Received"]
@@ -103,7 +103,7 @@ def test_swaks_delivers_over_ipv6(tmp_path: Path) -> None:
 
 
 def test_swaks_delivers_by_ipv4_to_the_default_listener(tmp_path: Path) -> None:
-    """The socket is an IPv6 one; the header tells what the client is."""
+    """The socket is an IPv6 socket; the header has the client's IPv4 address."""
     with start(tmp_path, "-p", "0") as daemon:
         swaks(daemon)
     received = only_message(tmp_path / "Maildir")["Received"]
@@ -230,7 +230,7 @@ def test_smtp_source_is_served_by_either_loop(tmp_path: Path, loop: str) -> None
 
 
 def test_clients_of_smtp_source_wait_for_connection_slots(tmp_path: Path) -> None:
-    """Ten clients, two places, nobody refused: the other eight wait in the backlog."""
+    """Ten clients, two connection slots, no refusal: eight clients wait in the backlog."""
     options = ("-l", "127.0.0.1:0", "--handler", "discard", "-c", "2")
     with start(tmp_path, *options) as daemon:
         smtp_source(daemon)

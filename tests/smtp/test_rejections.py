@@ -1,4 +1,4 @@
-"""Each command and message that is answered 4yz or 5yz is in the log: who, what, and why."""
+"""Each command and message with a reply 4yz or 5yz is logged, with client, reply and reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ID = r"[0-9a-f]+-[0-9a-f]+"
 
 
 class Refuses(Discard):
-    """Has a hook for each command, which refuses what has "no" in it."""
+    """Has a hook for each command, which rejects arguments with "no"."""
 
     async def handle_EHLO(
         self, server: Any, session: Any, envelope: Any, name: str, replies: list[str]

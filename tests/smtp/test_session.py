@@ -1,4 +1,4 @@
-"""The dialogue: what clients are told, whatever a handler answers or raises."""
+"""The dialogue: the replies to clients, whatever a handler answers or raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions of one server share their set-up, and nothing else."""
+"""Sessions of one server share their settings, and nothing else."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ async def test_a_hook_without_an_await_needs_no_task_and_may_fail(
 
 
 class Sometimes(Discard):
-    """Waits for a recipient only if it is new, and notes the task and session of each step."""
+    """Waits for a recipient only if it is new, and records the task and session of each step."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, bool, bool]] = []

@@ -18,7 +18,7 @@ from smtpd_fork.smtp import SMTP
 
 
 def sent_by(command: str, text: str) -> str:
-    """Return what a client sends, behind RCPT, for *text* to be the message."""
+    """Return the bytes that a client sends after RCPT for the message *text*."""
     if command == "BDAT":
         return f"BDAT {len(text)} LAST\r\n{text}"
     return f"DATA\r\n{re.sub('(?m)^[.]', '..', text)}.\r\n"
@@ -84,7 +84,7 @@ async def test_a_line_above_the_limit_is_rejected_at_the_end_of_the_message(
 
 
 class ShortLines(SMTP):
-    """Sets aiosmtpd's attribute, as its users do."""
+    """Sets aiosmtpd's attribute, as users do."""
 
     line_length_limit = 20
 
@@ -107,7 +107,7 @@ async def test_the_class_may_set_a_limit_and_the_smaller_one_applies(
 
 
 DOTS = ".\r\n..\r\n.x\r\nx\r\n"
-"""14 octets; by DATA each of the first three lines gets a dot more."""
+"""14 octets; with DATA each of the first three lines gets a dot more."""
 
 
 @pytest.mark.parametrize(("limit", "code"), [(14, 250), (13, 552)])
@@ -210,7 +210,7 @@ async def test_data_is_452_while_memory_is_short() -> None:
         client = await Client.to(server.addresses[0])
         await client.greet()
         await client.say(f"{MAIL} SIZE=80000", RCPT)
-        budget.used = 100_000  # as if others held it
+        budget.used = 100_000  # as if other sessions held it
         assert code_and_enhanced(await client.say("DATA")) == (452, "4.3.1")
         budget.used = 0
         assert (await client.say("DATA")).code == 354

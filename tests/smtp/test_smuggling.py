@@ -1,4 +1,4 @@
-"""Smuggling: nothing but CR LF . CR LF ends a message; what ends a command is --bare-newline's."""
+"""Smuggling: only CR LF . CR LF ends a message; --bare-newline sets the end of a command."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VARIANTS = [
 
 
 class Collect:
-    """Keeps what it is handed."""
+    """Stores the messages that it gets."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[str, bytes]] = []
@@ -50,7 +50,7 @@ def has_bare(text: str) -> bool:
 
 
 def unstuffed(text: str) -> str:
-    """Return what RFC 5321 4.5.2 makes of the lines of *text*."""
+    """Return *text* with its lines converted by RFC 5321 4.5.2."""
     return "\r\n".join(line.removeprefix(".") for line in text.split("\r\n"))
 
 
@@ -62,7 +62,7 @@ def received(text: str, mode: str) -> bytes:
 
 
 async def hand_in(client: Client, text: str, mode: str, handler: Collect) -> None:
-    """Send *text* as a message, by its real end; see that it is one, or refused as one."""
+    """Send *text* as a message with its real end; check that it is one message, or rejected."""
     await client.greet()
     await client.say("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>")
     assert (await client.say("DATA")).code == 354
@@ -76,7 +76,7 @@ async def hand_in(client: Client, text: str, mode: str, handler: Collect) -> Non
         assert handler.messages == [("a@example.com", received(text + "\r\n", mode))]
     assert await client.reply() == (250, ["2.0.0 OK"])
     assert handler.senders == ["a@example.com"]
-    # The transaction is over, and another one goes its way.
+    # The transaction has ended, and another one is accepted.
     handler.messages.clear()
     assert (await client.deliver("again\r\n")).code == 250
     assert handler.messages == [("a@example.com", b"again\r\n")]
@@ -137,7 +137,7 @@ async def test_the_end_is_found_in_single_bytes(mode: str) -> None:
 
 
 async def test_by_default_a_message_is_one_message_for_the_next_hop_too() -> None:
-    """A handler gets the text without doubled dots; smtplib doubles them again."""
+    """A handler gets the text without doubled dots, which smtplib doubles again."""
     behind = Collect()
 
     class Relay(Collect):

@@ -1,4 +1,4 @@
-"""SocketPoll: which transport gets which event, and when."""
+"""SocketPoll: the events that transports get, and their order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smtpd_fork.smtp.socket_transport import READS_A_TURN
 
 
 async def test_nothing_is_received_before_tasks_of_connection_made_have_started() -> None:
-    """A handle_CONNECT that runs in a task is asked before the client's reset ends its session."""
+    """A handle_CONNECT in a task is called before a reset of the client ends the session."""
     poll = SocketPoll(asyncio.get_running_loop())
     order = []
 
@@ -46,7 +46,7 @@ async def test_an_event_for_a_reused_descriptor_has_no_effect(
     third = Recorder()
 
     class Replaces(Recorder):
-        """Closes the other, and begins with a socket that gets its number, in one turn."""
+        """Closes the other socket, and creates one that gets its descriptor, in one iteration."""
 
         def __init__(self) -> None:
             super().__init__()

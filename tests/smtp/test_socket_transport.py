@@ -1,4 +1,4 @@
-"""SocketTransport: an asyncio.Transport on a socket, which an epoll or the loop watches."""
+"""SocketTransport: an asyncio.Transport on a socket, with an epoll or the loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOUR_MIB = 4 * 1024 * 1024
 
 
 class Buffered(asyncio.BufferedProtocol):
-    """Receives into a small buffer of its own."""
+    """Receives into its own small buffer."""
 
     def __init__(self) -> None:
         self.view = memoryview(bytearray(4))

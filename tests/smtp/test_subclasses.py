@@ -1,4 +1,4 @@
-"""Users' subclasses of SMTP: commands that they add, and those that they override."""
+"""Users' subclasses of SMTP, which add and override commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Custom(SMTP):
-    """What users write."""
+    """A subclass as users write it."""
 
     @syntax("XFOO [anything]")
     async def smtp_XFOO(self, arg: str | None) -> None:
@@ -72,7 +72,7 @@ async def test_a_users_mail_with_super_and_a_handlers_hook_answers_once() -> Non
 
 
 class Data(SMTP):
-    """Sees the result of a message, as a subclass of aiosmtpd's class does."""
+    """Reads the result of a message, as a subclass of aiosmtpd's class does."""
 
     events: ClassVar[list[str]] = []
 
@@ -92,7 +92,7 @@ def data() -> type[Data]:
 
 
 class Slow(Collect):
-    """Takes messages, after a turn of the loop."""
+    """Accepts messages after an iteration of the loop."""
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         await asyncio.sleep(0)

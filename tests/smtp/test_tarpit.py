@@ -1,4 +1,4 @@
-"""The tarpit without a socket: a set clock, one reply for each delay, nothing lost, all counted."""
+"""The tarpit without a socket and with a set clock: each reply is delayed, nothing is lost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MESSAGE = (
 
 
 class Clock:
-    """A loop with a clock that is set."""
+    """A loop with a clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -49,7 +49,7 @@ class Clock:
 
 
 class Sweep:
-    """Watches nobody."""
+    """A sweep that checks no sessions."""
 
     def watch(self, connection: object) -> None:
         pass
@@ -84,7 +84,7 @@ class Slow:
             call(*args)
 
     def wait(self, seconds: float = DELAY) -> bytes:
-        """Let time pass, and return what is sent then."""
+        """Advance the clock, and return the data that is sent then."""
         before = len(self.transport.sent)
         self.clock.now += seconds
         if self.connection.deadline <= self.clock.now or self.connection.ends_at <= self.clock.now:
@@ -268,7 +268,7 @@ def test_replies_to_a_client_with_many_errors_are_delayed(kind: str) -> None:
 
 
 class Says(Keep):
-    """Sets what a handler may set."""
+    """Sets the delay as a handler may do."""
 
     def __init__(self, *delays: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Timeouts: of a command, a message, a reply, a handler, a session; and the rate of a message."""
+"""Timeouts of commands, messages, replies, handlers and sessions, and the rate of a message."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def test_a_handler_that_exceeds_its_time_limit_is_cancelled() -> None:
 
 @asynccontextmanager
 async def sending(begin: str = "", **options: Any) -> AsyncIterator[Client]:
-    """Serve, and bring a client to a message; and into it, where *begin* says how."""
+    """Serve, and send commands up to a message, or into it as *begin* says."""
     async with greeted(Discard(), **options) as client:
         await client.say(MAIL, RCPT)
         if begin:
@@ -77,7 +77,7 @@ async def test_a_message_that_stalls_is_421(begin: str) -> None:
 
 
 async def drip(client: Client, packets: bytes, *, pause: float = 0.02) -> Reply:
-    """Send *packets* again and again, slowly, until there is a reply."""
+    """Send *packets* repeatedly and slowly until there is a reply."""
     reply = asyncio.ensure_future(client.reply())
     try:
         while not reply.done():
@@ -155,7 +155,7 @@ async def test_a_message_above_the_minimum_rate_may_take_long(
 async def test_a_client_that_has_sent_much_may_not_become_slow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The rate counts over the last minute, not over all of the message."""
+    """The rate is measured over the last minute, not over the whole message."""
     monkeypatch.setattr("smtpd_fork.smtp.deadlines.PACE_SECONDS", 0.1)
     async with sending("DATA", min_data_rate=1000, data_timeout=5, timeout=5) as client:
         client.send(b"x\r\n" * 1_000_000)

@@ -1,4 +1,4 @@
-"""Mailbox and SmtpServer: messages that an application sends, kept for its tests."""
+"""Mailbox and SmtpServer: store the messages of an application for its tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plugin for pytest, in projects of users: each test runs a pytest of its own."""
+"""The pytest plugin in users' projects: each test runs pytest in another process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 pytest_plugins = ["pytester"]
 
 UNUSED = ["asyncio", "xdist", "timeout", "hypothesispytest", "pytest_mock"]
-"""Plugins of this environment whose own warnings would be errors, or that cost time."""
+"""Plugins of this environment whose warnings would be errors, or that take time."""
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""check_sink: good sinks pass, each kind of bad one is found, and the example is a good one."""
+"""check_sink: valid sinks pass, and each kind of invalid one is found."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_the_maildir_passes(tmp_path: Path) -> None:
 
 
 class Smtp(Sink):
-    """A sink that talks to a server, as a user would write it first."""
+    """A sink with a server, as a user would write it first."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -82,7 +82,7 @@ class Smtp(Sink):
 
 @pytest.fixture
 async def hop() -> Any:
-    """Yield a server that keeps messages, and its mailbox."""
+    """Yield a server that stores messages, and its mailbox."""
     box = Mailbox()
     async with Server(box, listen=["127.0.0.1:0"], shutdown_timeout=0.5) as server:
         yield box, server.addresses[0][1]
@@ -100,7 +100,7 @@ async def test_a_sink_with_a_server_is_tested_with_each_fault(hop: Any) -> None:
 
 
 class Lists(Sink):
-    """Keeps messages in a list, correctly; its bad relatives do not."""
+    """Stores messages in a list; classes derived from it have mistakes."""
 
     def __init__(self) -> None:
         self.kept: list[bytes] = []
