@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type
 import msgspec
 from msgspec import Meta
 
-from smtpd_fork.setting_faults import setting_error, wrong_type
+from smtpd_fork.setting_errors import setting_error, wrong_type
 from smtpd_fork.setting_types import (
     Count,
     CountOrZero,

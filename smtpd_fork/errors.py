@@ -11,7 +11,7 @@
     ├── OperatingSystemError  71  a system call failed (address in use, no file descriptors, ...)
     ├── CannotCreateError     73  a pid file, a socket path or a Maildir cannot be created
     ├── NotPermittedError     77  the process lacks the necessary privileges
-    ├── NothingThereError     65  there is no session or refusal with this id
+    ├── NotFoundError     65  there is no session or refusal with this id
     ├── UnavailableError      69  no daemon answers on the control socket
     └── ProtocolError         76  the control socket uses another protocol, or another version
 
@@ -26,10 +26,23 @@ from contextlib import contextmanager
 from enum import IntEnum
 
 __all__ = [
-    "MEANINGS", "CannotCreateError", "ConfigError", "ExitStatus", "HandlerError",
-    "MissingLibraryError", "NotPermittedError", "NothingThereError", "OperatingSystemError",
-    "ProtocolError", "SmtpdForkError", "UnavailableError", "UnknownUserError", "UsageError",
-    "describe_error", "error_origin", "forget_frames",
+    "MEANINGS",
+    "CannotCreateError",
+    "ConfigError",
+    "ExitStatus",
+    "HandlerError",
+    "MissingLibraryError",
+    "NotFoundError",
+    "NotPermittedError",
+    "OperatingSystemError",
+    "ProtocolError",
+    "SmtpdForkError",
+    "UnavailableError",
+    "UnknownUserError",
+    "UsageError",
+    "describe_error",
+    "error_origin",
+    "forget_frames",
 ]  # fmt: skip
 
 
@@ -38,13 +51,13 @@ class ExitStatus(IntEnum):
 
     OK = os.EX_OK
     USAGE = os.EX_USAGE
-    NOTHING_THERE = os.EX_DATAERR
+    NOT_FOUND = os.EX_DATAERR
     NO_USER = os.EX_NOUSER
     UNAVAILABLE = os.EX_UNAVAILABLE
     SOFTWARE = os.EX_SOFTWARE
     OS_ERROR = os.EX_OSERR
     CANNOT_CREATE = os.EX_CANTCREAT
-    CUT = os.EX_TEMPFAIL
+    FORCED = os.EX_TEMPFAIL
     PROTOCOL = os.EX_PROTOCOL
     NOT_PERMITTED = os.EX_NOPERM
     CONFIG = os.EX_CONFIG
@@ -53,13 +66,13 @@ class ExitStatus(IntEnum):
 MEANINGS = {
     ExitStatus.OK: "Successful end.",
     ExitStatus.USAGE: "Usage error: invalid option, variable or address.",
-    ExitStatus.NOTHING_THERE: "kick, undeny or explain: no such session, denial or refusal.",
+    ExitStatus.NOT_FOUND: "kick, undeny or explain: no such session, denial or refusal.",
     ExitStatus.NO_USER: "The user of --user does not exist.",
     ExitStatus.UNAVAILABLE: "No daemon answers on the control socket.",
     ExitStatus.SOFTWARE: "Internal error.",
     ExitStatus.OS_ERROR: "Operating system error: a port is in use, no more processes.",
     ExitStatus.CANNOT_CREATE: "A pid file, unix socket, Maildir or log file cannot be created.",
-    ExitStatus.CUT: "Stopped, but sessions were closed before they ended, or a handler hung.",
+    ExitStatus.FORCED: "Stopped, but sessions were closed before they ended, or a handler hung.",
     ExitStatus.PROTOCOL: "The control socket uses another protocol or another version of it.",
     ExitStatus.NOT_PERMITTED: "The process lacks the necessary privileges.",
     ExitStatus.CONFIG: "Configuration error: invalid setting or configuration file.",
@@ -129,7 +142,7 @@ class NotPermittedError(SmtpdForkError, status=ExitStatus.NOT_PERMITTED):
     """The process lacks the necessary privileges (77)."""
 
 
-class NothingThereError(SmtpdForkError, status=ExitStatus.NOTHING_THERE):
+class NotFoundError(SmtpdForkError, status=ExitStatus.NOT_FOUND):
     """There is no session, denial or refusal with the id of the command (65)."""
 
 

@@ -25,7 +25,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)", re.ASCII | re.IGNORECAS
 _DURATION_FACTORS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _MODE = re.compile(r"0?o?([0-7]{3})", re.IGNORECASE)
 
-_LONGEST_FIGURE = 20
+_LONGEST_NUMBER = 20
 """Characters of a number; a longer text is an error and is not parsed."""
 
 
@@ -47,7 +47,7 @@ def parse_size(text: str) -> int:
 
     :raises ValueError: *text* is not a size
     """
-    match = _match(_SIZE, text, "a size; write bytes, or a figure with K, M or G, as in 25M")
+    match = _match(_SIZE, text, "a size; write bytes, or a number with K, M or G, as in 25M")
     return int(match[1]) * _SIZE_FACTORS[match[2].upper()]
 
 
@@ -64,7 +64,7 @@ def parse_count(text: str, *, at_least: int = 1, at_most: int = 9_999_999) -> in
 
     :raises ValueError: *text* is not a whole number, or is out of the range
     """
-    if not text.isascii() or not text.isdigit() or len(text) > _LONGEST_FIGURE:
+    if not text.isascii() or not text.isdigit() or len(text) > _LONGEST_NUMBER:
         raise ValueError("not a whole number")
     number = int(text)
     if not at_least <= number <= at_most:
@@ -90,7 +90,7 @@ def parse_mode(text: str) -> int:
 
 
 def _match(pattern: re.Pattern[str], text: str, wanted: str) -> re.Match[str]:
-    match = pattern.fullmatch(text.strip()) if len(text) <= _LONGEST_FIGURE else None
+    match = pattern.fullmatch(text.strip()) if len(text) <= _LONGEST_NUMBER else None
     if match is None:
         raise ValueError(f"not {wanted}")
     return match

@@ -104,7 +104,7 @@ class _Running:
         with suppress(OSError):  # another user's process, or no /proc: unknown
             self._held = listening_sockets(self.pid) if self.pid is not None else set()
 
-    def may_hold(self, address: Address) -> bool:
+    def may_listen_on(self, address: Address) -> bool:
         """Return whether the daemon listens on *address*, or this cannot be determined."""
         if self._held is None:
             return True
@@ -205,8 +205,8 @@ def _check_addresses(config: DaemonConfig, findings: _Findings, *, running: bool
         if (metrics := wanted_metrics(config)) is not None:
             addresses["metrics",] = [metrics]
     for settings, wanted in addresses.items():
-        free = [] if running else [each for each in wanted if not daemon.may_hold(each)]
-        findings.skipped += [str(each) for each in wanted if daemon.may_hold(each)]
+        free = [] if running else [each for each in wanted if not daemon.may_listen_on(each)]
+        findings.skipped += [str(each) for each in wanted if daemon.may_listen_on(each)]
         with findings.of(*settings):
             try_to_bind(free, findings.warnings.append)
     if config.pid_file is not None and not running:

@@ -49,7 +49,7 @@ _IN_TABLE = {
 
 _NUMBERS = {option.setting for option in OPTIONS if option.metavar == "N"}
 
-_PLACE = re.compile(r" \(at line (\d+), (column \d+)\)$")
+_POSITION = re.compile(r" \(at line (\d+), (column \d+)\)$")
 """The line and column at the end of tomllib's error messages."""
 
 _BARE = re.compile(r"[^\"'\[{][^\"']*")
@@ -119,16 +119,16 @@ def _read(path: Path) -> str:
 
 def _not_toml(path: Path, text: str, error: str) -> str:
     """Return the error for a file that is not TOML, with the line and a hint."""
-    place = _PLACE.search(error)
-    if place is None:
+    position = _POSITION.search(error)
+    if position is None:
         return f"{path}: {error}"
-    reason = f"{error[: place.start()]}, {place[2]}"
-    key, equals, value = text.split("\n")[int(place[1]) - 1].partition("=")
+    reason = f"{error[: position.start()]}, {position[2]}"
+    key, equals, value = text.split("\n")[int(position[1]) - 1].partition("=")
     if equals and key.strip().isprintable() and _BARE.fullmatch(value.strip()):
         is_number = _SETTINGS.get(key.strip().replace("-", "_")) in _NUMBERS
         hint = "expects a number, e.g. 5" if is_number else "put the value in quotes"
         reason = f"{key.strip()}: {hint} ({reason})"
-    return f"{path}, line {place[1]}: {reason}"
+    return f"{path}, line {position[1]}: {reason}"
 
 
 class _Reader:
@@ -173,8 +173,8 @@ class _Reader:
     def _setting(self, key: str, name: str | None, value: Any, known: Any) -> None:
         if name is None:
             table, _, bare = key.rpartition(".")
-            if table and (place := _place_of(bare, table)):
-                self._fail(key, value, f"{bare} belongs {place}")
+            if table and (table_name := _right_table(bare, table)):
+                self._fail(key, value, f"{bare} belongs {table_name}")
             near = difflib.get_close_matches(key.rpartition(".")[2].replace("-", "_"), known, 1)
             hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
             self._fail(key, value, f"unknown setting{hint}")
@@ -198,7 +198,7 @@ def shortened(value: object) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
-def _place_of(key: str, table: str) -> str:
+def _right_table(key: str, table: str) -> str:
     """Return the right place of a key that is in the wrong *table*; empty if it is unknown."""
     setting = _SETTINGS.get(key.replace("-", "_"))
     if setting is None:
@@ -221,7 +221,7 @@ def _take(entry: dict[str, Any], key: str, kind: type, default: Any = None) -> A
 _KINDS = {str: "a string", int: "a whole number", bool: "true or false", list: "a list"}
 
 
-def _nothing_left(entry: dict[str, Any], known: str) -> None:
+def _check_no_keys_left(entry: dict[str, Any], known: str) -> None:
     for key, value in entry.items():
         raise SettingError(key, value, f"unknown key; the keys are {known}")
 
@@ -237,7 +237,7 @@ def _listener(entry: dict[str, Any]) -> str:
     protocol = _take(entry, "protocol", str, "smtp")
     tls = _take(entry, "tls", str, "starttls")
     proxy = _take(entry, "proxy", bool, default=False)
-    _nothing_left(entry, "address, path, port, protocol, tls and proxy")
+    _check_no_keys_left(entry, "address, path, port, protocol, tls and proxy")
     if (address is None) == (path is None):
         raise SettingError("address", address, "expected either address or path")
     if protocol not in {"smtp", "lmtp"}:

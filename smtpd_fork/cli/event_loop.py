@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-__all__ = ["collect_garbage_rarely", "log_unraisable", "loop_factory", "run_to_its_end"]
+__all__ = ["collect_garbage_rarely", "log_unraisable", "loop_factory", "run_until_complete"]
 
 log = logging.getLogger("smtpd_fork.daemon")
 
@@ -22,7 +22,7 @@ _GC_THRESHOLDS = (20_000, 20, 20)
 """Arguments of :func:`gc.set_threshold`; the default would run it every few dozen sessions."""
 
 
-def run_to_its_end(
+def run_until_complete(
     loop: asyncio.AbstractEventLoop,
     main: Coroutine[Any, Any, int],
     listen_again: Callable[[], object],

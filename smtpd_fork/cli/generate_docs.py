@@ -59,11 +59,11 @@ def _in_state(row: Command, state: State) -> str:
     if refused is not None:
         code, _, words = refused
         return f"{code} {words.removeprefix('Error: ')}"
-    to = _led_to(row, state)
+    to = _next_state(row, state)
     return "stays" if to is None else f"**{to.name}**"
 
 
-def _led_to(row: Command, state: State) -> State | None:
+def _next_state(row: Command, state: State) -> State | None:
     """Return the state that a command leads to; None: there is no change."""
     refused = state in row.otherwise or state in row.late
     stays = row.name == "RSET" and state is State.HELLO  # RSET does not replace EHLO
@@ -88,7 +88,7 @@ def states_diagram() -> str:
     transitions: dict[tuple[str, str], list[str]] = {}
     for row in COMMANDS:
         for state in TAKES_COMMANDS[:-1]:
-            to = _led_to(row, state)
+            to = _next_state(row, state)
             if to is not None and to != state:
                 transitions.setdefault((state.name, to.name), []).append(row.name)
     lines = [f"    {a} --> {b}: {', '.join(names)}\n" for (a, b), names in transitions.items()]
@@ -263,7 +263,7 @@ def accepted(name: str, hint: Any) -> str:
     return " | ".join(kind.__name__ for kind in dict.fromkeys(kinds))
 
 
-def _filled(text: str, parts: Sequence[tuple[str, Callable[[], str]]]) -> str:
+def _with_generated_parts(text: str, parts: Sequence[tuple[str, Callable[[], str]]]) -> str:
     """Return a page with its generated parts replaced."""
     for pattern, part in parts:
         text = re.sub(pattern, lambda _, part=part: part(), text)  # type: ignore[misc]  # mypy#11846
@@ -280,7 +280,7 @@ def documents() -> dict[Path, str]:
         ],
     }
     return {
-        **{path: _filled(path.read_text(), parts) for path, parts in pages.items()},
+        **{path: _with_generated_parts(path.read_text(), parts) for path, parts in pages.items()},
         _ROOT / "docs/options.md": options_page(),
         _ROOT / "examples/smtpd-fork.toml": example(),
         _ROOT / "packaging/smtpd-fork.8": manual_page(),

@@ -98,7 +98,7 @@ def probe(address: Address, seconds: float = SECONDS) -> str:
     with _connect(address, seconds) as sock:
         if address.proxy:
             sock.sendall(_NO_ADDRESS)
-        with _secured(sock) if address.tls else sock as line:
+        with _with_tls(sock) if address.tls else sock as line:
             greeting = _greeting(line)
             if greeting.startswith("2"):
                 # Wait until the daemon has closed, so that its connection slot is free again.
@@ -131,7 +131,7 @@ def _connect(address: Address, seconds: float) -> socket.socket:
     return sock
 
 
-def _secured(sock: socket.socket) -> ssl.SSLSocket:
+def _with_tls(sock: socket.socket) -> ssl.SSLSocket:
     context = ssl.create_default_context()
     # The probe checks whether the daemon answers, not its certificate.
     context.check_hostname = False

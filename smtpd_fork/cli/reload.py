@@ -51,7 +51,7 @@ class Reloads:
         self._modules: frozenset[str] = frozenset()
         self._task: asyncio.Task[None] | None = None
 
-    def ask(
+    def request(
         self, by: str = "SIGHUP", modules: frozenset[str] = frozenset()
     ) -> asyncio.Future[ReloadOutcome]:
         """Request a reload; return a future of its outcome.
@@ -100,7 +100,7 @@ class Reloads:
         return outcome
 
     async def _change(self, sources: SettingSources, by: str) -> ReloadOutcome:
-        if self._services.have_left:
+        if self._services.are_handed_over:
             raise UnavailableError("a new process has replaced this one")
         config = await asyncio.to_thread(sources.build)
         if isinstance(self._server, Processes):

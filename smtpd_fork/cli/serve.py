@@ -16,7 +16,7 @@ from smtpd_fork.cli.event_loop import (
     collect_garbage_rarely,
     log_unraisable,
     loop_factory,
-    run_to_its_end,
+    run_until_complete,
 )
 from smtpd_fork.cli.reload import Reloads
 from smtpd_fork.cli.services import (
@@ -118,11 +118,11 @@ class Serving:
         sys.unraisablehook = log_unraisable
         with asyncio.Runner(loop_factory=loop_factory(self._loop)) as runner:
             try:
-                cut = run_to_its_end(runner.get_loop(), self._run(ready), self._listen_again)
+                cut = run_until_complete(runner.get_loop(), self._run(ready), self._listen_again)
             finally:
                 self._watchdog.server_has_stopped()
         self._watchdog.loop_has_ended()
-        return ExitStatus.CUT if cut else ExitStatus.OK
+        return ExitStatus.FORCED if cut else ExitStatus.OK
 
     def _listen_again(self) -> None:
         self._watchdog.listen(_STOP)
@@ -147,7 +147,7 @@ class Serving:
             await self._upgrade.end()
             await self._services.each(lambda service: service.stopping())
             if isinstance(order, DrainOrder):
-                await self._until(self._server.drain(), "drained: stopping", order.seconds)
+                await self._wait_until(self._server.drain(), "drained: stopping", order.seconds)
             else:
                 log.info("%s: stopping", order.name)
             cut = await self._stop()
@@ -193,17 +193,17 @@ class Serving:
             self._orders.put_nowait(signal.SIGUSR2)
 
     def _reload(self, by: str) -> asyncio.Future[ReloadOutcome]:
-        return self._reloads.ask(by)
+        return self._reloads.request(by)
 
     def _reload_handlers(self, changed: Path, modules: frozenset[str]) -> None:
-        self._reloads.ask(f"{changed} changed", modules)
+        self._reloads.request(f"{changed} changed", modules)
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in _STOP:
             loop.add_signal_handler(number, self._stop_signal, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reloads.ask)
-        loop.add_signal_handler(signal.SIGUSR2, self._upgrade.ask)
+        loop.add_signal_handler(signal.SIGHUP, self._reloads.request)
+        loop.add_signal_handler(signal.SIGUSR2, self._upgrade.request)
         self._watchdog.listen(_STOP)
 
     async def _start(self) -> None:
@@ -284,14 +284,14 @@ class Serving:
         """End with the last session, as the new process serves."""
         if isinstance(self._server, Server):  # otherwise each process logs it
             log.info("sessions that continue in this process: %d", self._server.sessions)
-        signalled = await self._until(self._server.leave(), "the last session has ended", None)
+        signalled = await self._wait_until(self._server.leave(), "the last session has ended", None)
         await self._upgrade.end()
         if signalled:
             return await self._stop()
         self._watchdog.server_stops()
         return await self._server.stop()
 
-    async def _signal(self) -> signal.Signals:
+    async def _next_signal(self) -> signal.Signals:
         """Return the next signal; orders to drain are ignored while the process stops."""
         while not isinstance(order := await self._orders.get(), signal.Signals):
             pass
@@ -301,14 +301,14 @@ class Serving:
         self, end: asyncio.Future[Any], seconds: float | None = None
     ) -> signal.Signals | None:
         """Wait for *end*, a signal or the timeout; return the signal, or None."""
-        signalled = asyncio.ensure_future(self._signal())
+        signalled = asyncio.ensure_future(self._next_signal())
         await asyncio.wait([end, signalled], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if signalled.done():
             return signalled.result()
         signalled.cancel()
         return None
 
-    async def _until(self, end: Awaitable[None], message: str, seconds: float | None) -> bool:
+    async def _wait_until(self, end: Awaitable[None], message: str, seconds: float | None) -> bool:
         """Wait for *end*, a signal or the timeout; return whether a signal was received.
 
         :param message: logged when *end* is done

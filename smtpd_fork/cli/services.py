@@ -127,7 +127,7 @@ class Services:
         self._handed_over = False
 
     @property
-    def have_left(self) -> bool:
+    def are_handed_over(self) -> bool:
         """Whether an upgrade has replaced this process."""
         return self._handed_over
 

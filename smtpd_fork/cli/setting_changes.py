@@ -20,7 +20,7 @@ RELOADABLE = {*Config.__struct_fields__, "handler", "log_level"} - NEED_RESTART
 """Settings that a reload can change; the others need a restart."""
 
 
-BOUND = frozenset({"listen", "port", "backlog", "socket_mode"})
+LISTENER_SETTINGS = frozenset({"listen", "port", "backlog", "socket_mode"})
 """Settings of the listeners. With --processes the supervisor holds the sockets, so that only an
 upgrade or a restart changes these settings."""
 
@@ -73,7 +73,7 @@ def _shown(entry: HandlerEntry) -> str:
 
 def restart_lines(before: DaemonConfig, after: DaemonConfig) -> list[str]:
     """Return a line for each changed setting that needs a restart."""
-    bound = BOUND if before.processes > 1 else frozenset()
+    bound = LISTENER_SETTINGS if before.processes > 1 else frozenset()
     return [
         f"{change_line(name, old, new)} needs a restart"
         for name in DaemonConfig.__struct_fields__

@@ -130,7 +130,7 @@ class StopWatchdog:
         log.error("the process did not exit in time and is terminated; still running: %s", running)
         self._cleaning.set()
         self._cleaned.wait(CLEAN_UP_SECONDS)
-        os._exit(ExitStatus.CUT)
+        os._exit(ExitStatus.FORCED)
 
     def _clean(self) -> None:
         """Clean up after the time is over, in a thread, as this may hang."""

@@ -211,7 +211,7 @@ async def _transact(
         await chain.close()
     if answer.startswith("2"):
         return ExitStatus.OK
-    return ExitStatus.UNAVAILABLE if answer.startswith("5") else ExitStatus.CUT
+    return ExitStatus.UNAVAILABLE if answer.startswith("5") else ExitStatus.FORCED
 
 
 def _read(name: str) -> bytes:

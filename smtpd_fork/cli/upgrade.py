@@ -91,7 +91,7 @@ class Upgrade:
         """Permit upgrades, as this process serves now."""
         self._state = State.READY
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Begin an upgrade; log a warning if it is not possible now, or in progress."""
         if self._resources.under_init:
             log.warning("SIGUSR2: a container ends with its first process; start another one")

@@ -7,15 +7,15 @@ doubled dot is removed only at the start of a line after CR LF.
 
 from __future__ import annotations
 
-from smtpd_fork.dialogue.content import LOOK, BareNewline, Content
+from smtpd_fork.dialogue.content import PIECE, BareNewline, Content
 
 __all__ = ["Body"]
 
 END = b"\r\n.\r\n"
 
-FIRST_LOOK = 512
+FIRST_PIECE = 512
 """Bytes in the first piece of long input that is searched for the end. Each next piece is eight
-times as long, up to LOOK. Otherwise, all input after a small message would be searched once for
+times as long, up to PIECE. Otherwise, all input after a small message would be searched once for
 each small message in the input."""
 
 _START = b"\r\n"
@@ -40,20 +40,20 @@ class Body(Content):
 
         :returns: the offset after the end of the message; None if the end was not found
         """
-        if self.take_whole(data, start):
+        if self.add_whole(data, start):
             return len(data)
-        much = len(data) - start > 16 * FIRST_LOOK
-        step = FIRST_LOOK if much and self._skip else LOOK
+        much = len(data) - start > 16 * FIRST_PIECE
+        step = FIRST_PIECE if much and self._skip else PIECE
         while start < len(data):
             piece = data[start : start + step]
-            end = self._look(piece)
+            end = self._add_piece(piece)
             if end is not None:
                 return start + end
             start += len(piece)
-            step = min(8 * step, LOOK)
+            step = min(8 * step, PIECE)
         return None
 
-    def take_whole(self, data: bytes, start: int = 0) -> bool:
+    def add_whole(self, data: bytes, start: int = 0) -> bool:
         """Add *data* if it is a whole message without doubled dots, which is the usual case.
 
         :returns: whether it was added; if not, nothing was changed
@@ -70,7 +70,7 @@ class Body(Content):
         self.add_all(data[start:-3])
         return True
 
-    def _look(self, piece: bytes) -> int | None:
+    def _add_piece(self, piece: bytes) -> int | None:
         """Add *piece*; return the offset in it after the end of the message, or None."""
         held = self._held
         data = held + piece if held else piece

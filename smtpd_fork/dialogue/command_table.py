@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.dialogue import auth, data, mail, replies, session_commands, trusted_commands
 from smtpd_fork.dialogue.commands import COMMANDS, State
-from smtpd_fork.dialogue.mistakes import HTTP_METHODS
 from smtpd_fork.dialogue.tally import OTHER, ReplyCounts
+from smtpd_fork.dialogue.wrong_protocol import HTTP_METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -134,7 +134,7 @@ def rows_of(shared: Shared, guard: Guard) -> Rows:
             )
     for name in shared.own:
         rows[name.encode()] = Row(
-            partial(session_commands.own, name),
+            partial(session_commands.subclass_command, name),
             name=name,
             replies=shared.tally.replies.get(name, shared.tally.replies[OTHER]),
             guarded=guarded(name),

@@ -19,9 +19,9 @@ import io
 from enum import Enum
 from sys import getsizeof
 
-__all__ = ["LOOK", "BareNewline", "BodyFault", "Content", "has_bare"]
+__all__ = ["PIECE", "BareNewline", "BodyFault", "Content", "has_bare"]
 
-LOOK = 64 * 1024
+PIECE = 64 * 1024
 """Bytes that are processed at once. Intermediate results of this size are allocated from the heap
 and fit in the processor's cache; larger ones would be mapped anew, page by page."""
 
@@ -118,7 +118,7 @@ class Content:
     def add_all(self, part: bytes) -> None:
         """Add the whole content, which ends with CR LF, in one part."""
         size, limit = len(part), self._size_limit
-        clean = not self._line_limit and size <= LOOK and (size <= limit or not limit)
+        clean = not self._line_limit and size <= PIECE and (size <= limit or not limit)
         if clean and self._bare is not BareNewline.ACCEPT:
             clean = not _part_has_bare(part) and (
                 self._bare is BareNewline.NORMALIZE or b"\0" not in part
@@ -165,13 +165,13 @@ class Content:
         return part
 
     def _take(self, part: bytes) -> None:
-        self._judge(part)
+        self._check_limits(part)
         if self._fault is not None or self._has_bare:
             self._first = self._out = None  # a rejected message is not stored
         elif not self.dropped:
             self._keep(part)
 
-    def _judge(self, part: bytes) -> None:
+    def _check_limits(self, part: bytes) -> None:
         """Check the line length and the size after *part*; the first violation is noted."""
         limit, room = self._size_limit, self._size_limit - self._size
         self._size += len(part)
@@ -207,11 +207,11 @@ class Content:
 
 def has_bare(text: bytes) -> bool:
     """Return whether *text* has a bare CR or LF."""
-    if len(text) <= LOOK:
+    if len(text) <= PIECE:
         return _part_has_bare(text)
     start, length = 0, len(text)
     while start < length:
-        end = min(start + LOOK, length)
+        end = min(start + PIECE, length)
         end += text[end - 1 : end + 1] == b"\r\n"  # do not split a pair
         if _part_has_bare(text[start:end]):
             return True

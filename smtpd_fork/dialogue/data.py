@@ -189,7 +189,7 @@ def _note_fault(dialogue: Dialogue, fault: BodyFault) -> None:
 def _refuse_message(dialogue: Dialogue, reply: bytes) -> Result:
     """Reject a message that was read to its end, and end its transaction."""
     dialogue.handler_busy = False
-    _put_verdict(dialogue, [reply] * _replies_owed(dialogue))
+    _put_replies(dialogue, [reply] * _expected_replies(dialogue))
     dialogue.reset()
     return None
 
@@ -226,12 +226,12 @@ def delivered(dialogue: Dialogue, status: Any) -> Result:
     dialogue.noops = 0
     usual = digit == "2" and len(answers) == 1  # no limit applies to this reply
     if not usual:
-        _put_verdict(dialogue, [reply_bytes(answer) for answer in answers])
+        _put_replies(dialogue, [reply_bytes(answer) for answer in answers])
     dialogue.reset()
     return reply_bytes(answers[0]) if usual else None
 
 
-def _put_verdict(dialogue: Dialogue, answers: Sequence[bytes]) -> None:
+def _put_replies(dialogue: Dialogue, answers: Sequence[bytes]) -> None:
     """Add the replies to one message; several rejections are counted as one.
 
     They are not replaced by 421, as some recipient may have the message.
@@ -252,7 +252,7 @@ def _per_recipient(dialogue: Dialogue, status: Any) -> list[str]:
     :raises TypeError: the result is none of these, or has another number of replies
     :raises ValueError: as TypeError
     """
-    count, became = _replies_owed(dialogue), dialogue.address_indices
+    count, addresses = _expected_replies(dialogue), dialogue.address_indices
     if isinstance(status, (list, tuple)):
         answers = list(status)
         if getattr(dialogue.envelope, "recipients_changed", False):
@@ -261,25 +261,25 @@ def _per_recipient(dialogue: Dialogue, status: Any) -> list[str]:
         answers = list(replies_of(status)) if isinstance(status, str) else [status]
         if len(answers) == 1:
             answers *= count
-    several = became and set(chain.from_iterable(became)) == set(range(len(answers)))
+    several = addresses and set(chain.from_iterable(addresses)) == set(range(len(answers)))
     if len(answers) != count and not several:
         raise TypeError(f"handle_DATA must return one reply, or {count}: not {len(answers)}")
     if MISSING in answers:
         raise TypeError("handle_DATA returned MISSING for some recipients")
     checked = [answer_of("DATA", answer) for answer in answers]
-    return _by_recipient(checked, became) if several and became else checked
+    return _by_recipient(checked, addresses) if several and addresses else checked
 
 
-def _by_recipient(answers: list[str], became: list[Sequence[int]]) -> list[str]:
+def _by_recipient(answers: list[str], addresses: list[Sequence[int]]) -> list[str]:
     """Return for each recipient the worst reply to its addresses.
 
     A recipient without addresses gets the worst of all replies, as its addresses may be those of
     other recipients as well.
     """
-    return [worst([answers[index] for index in indices] or answers) for indices in became]
+    return [worst([answers[index] for index in indices] or answers) for indices in addresses]
 
 
-def _replies_owed(dialogue: Dialogue) -> int:
+def _expected_replies(dialogue: Dialogue) -> int:
     """Return the number of replies that the client expects to a message."""
     if not dialogue.shared.lmtp:
         return 1

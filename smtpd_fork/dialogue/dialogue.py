@@ -16,17 +16,24 @@ from typing import TYPE_CHECKING, Any
 from aiosmtpd.smtp import MISSING
 from msgspec import Struct
 
-from smtpd_fork.dialogue import client_log, handler_changes, held_input, memory, replies, strikes
+from smtpd_fork.dialogue import (
+    client_log,
+    error_limits,
+    handler_changes,
+    held_input,
+    memory,
+    replies,
+)
 from smtpd_fork.dialogue.commands import State
 from smtpd_fork.dialogue.data import received
 from smtpd_fork.dialogue.dispatch import act_on_line, perform
 from smtpd_fork.dialogue.envelope import Envelope
 from smtpd_fork.dialogue.fast_path import EVENTS_A_TURN, process_frequent
 from smtpd_fork.dialogue.framer import CommandFault, Framer
-from smtpd_fork.dialogue.mistakes import warn_of_mistake
 from smtpd_fork.dialogue.rejections import note_rejection
 from smtpd_fork.dialogue.reply import ends, reply_bytes
 from smtpd_fork.dialogue.waiting import Ask, Failed
+from smtpd_fork.dialogue.wrong_protocol import warn_of_wrong_protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,12 +91,10 @@ class Dialogue(Struct, eq=False):
     calls: dict[str, int] | None = None  # calls left by aiosmtpd's command_call_limit
     messages: int = 0  # accepted messages
     accepted: int = 0  # accepted recipients of an LMTP transaction
-    address_indices: list[Sequence[int]] | None = (
-        None  # indices of each one's addresses; None: one each
-    )
+    address_indices: list[Sequence[int]] | None = None  # of each recipient; None: one each
     events: int = 0  # processed commands and messages
     begun: int = 0  # begun messages
-    errors: int = 0  # this and the next three: see strikes.py
+    errors: int = 0  # this and the next three: see error_limits.py
     rejects: int = 0
     noops: int = 0
     overshoot: int = 0
@@ -110,8 +115,8 @@ class Dialogue(Struct, eq=False):
     # These methods are in other modules, to keep this one short.
     keep, framed, forget_input = held_input.keep, held_input.framed, held_input.forget_input
     pass_event, next_event = held_input.pass_event, held_input.next_event
-    count_error, count_noop = strikes.count_error, strikes.count_noop
-    count_reject, invalid_command = strikes.count_reject, strikes.invalid_command
+    count_error, count_noop = error_limits.count_error, error_limits.count_noop
+    count_reject, invalid_command = error_limits.count_reject, error_limits.invalid_command
     update_state, set_rows = handler_changes.update_state, handler_changes.set_rows
     report, report_failure, log_fields = (
         client_log.report,
@@ -260,7 +265,7 @@ class Dialogue(Struct, eq=False):
             if self.facade is not None:
                 self.update_state()  # a handler may have changed the session
             if self.body is not None:
-                if self.body.take_whole(data):
+                if self.body.add_whole(data):
                     body, self.body, data = self.body, None, b""
                     self._act_on(body)
             elif self.fast and self.state < _GREETING:
@@ -274,7 +279,7 @@ class Dialogue(Struct, eq=False):
                     and not (self.charged or self.tarpit)
                 )
         if self.state == _HELLO:
-            warn_of_mistake(self, data)
+            warn_of_wrong_protocol(self, data)
         self.keep(data)
         if self.waiting is None:
             self.advance()

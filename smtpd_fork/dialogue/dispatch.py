@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["act_on_line", "echo", "perform"]
 
-MORE_FOR = {b"MAIL": 26 + 10 + 20 + 500 + 110, b"RCPT": 500 + 30, b"AUTH": LINE_LIMIT}
+EXTENSION_OCTETS = {b"MAIL": 26 + 10 + 20 + 500 + 110, b"RCPT": 500 + 30, b"AUTH": LINE_LIMIT}
 """Additional octets of a command, by extension: SIZE, SMTPUTF8, BODY, AUTH, RET and ENVID; ORCPT
 and NOTIFY; AUTH."""
 
-OF_TRUSTED = 2048
+TRUSTED_LIMIT = 2048
 """Octets of XCLIENT and XFORWARD, which are allowed before EHLO: Postfix's limit of a line."""
 
 LONGEST_ECHO = 40
@@ -96,8 +96,8 @@ def _limit(dialogue: Dialogue, word: bytes) -> int:
     """Return the maximum length of a command line (RFC 5321 4.5.3.1.4)."""
     limit = dialogue.shared.command_size_limit
     if dialogue.may_send and word.decode() in dialogue.may_send:
-        return max(limit, OF_TRUSTED)
-    return limit + MORE_FOR.get(word, 0) if dialogue.session.extended_smtp else limit
+        return max(limit, TRUSTED_LIMIT)
+    return limit + EXTENSION_OCTETS.get(word, 0) if dialogue.session.extended_smtp else limit
 
 
 def _within_calls(dialogue: Dialogue, limits: dict[str, int], name: str) -> bool:

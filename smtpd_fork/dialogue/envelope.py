@@ -11,7 +11,7 @@ import aiosmtpd.smtp
 if TYPE_CHECKING:
     from smtpd_fork.dialogue.params import Params
 
-__all__ = ["Envelope", "weight"]
+__all__ = ["Envelope", "recipient_memory"]
 
 BARE = 144
 """Bytes of memory of a recipient besides its address: the headers of a string and a dict, and an
@@ -56,7 +56,7 @@ class Envelope(aiosmtpd.smtp.Envelope):
         return {}
 
 
-def weight(address: str, params: Params) -> int:
+def recipient_memory(address: str, params: Params) -> int:
     """Return the approximate bytes of memory of a recipient, with the copies in capitals."""
     if not params and address.isascii():
         return len(address) + BARE

@@ -13,7 +13,7 @@ from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.dialogue import memory, replies
 from smtpd_fork.dialogue.commands import State
-from smtpd_fork.dialogue.envelope import Envelope, weight
+from smtpd_fork.dialogue.envelope import Envelope, recipient_memory
 from smtpd_fork.dialogue.notes import forget_notes
 from smtpd_fork.dialogue.params import Params, invalid_value, parse_params
 from smtpd_fork.dialogue.path import NULL, parse_path
@@ -36,7 +36,7 @@ Postfix's smtpd_recipient_overshoot_limit. The client sends the message to them 
 4.5.3.1.10); with 421, no recipient would get the message."""
 
 
-def _path(
+def _parse_argument(
     dialogue: Dialogue, keyword: str, argument: str | None, usage: str, *, malformed: str
 ) -> tuple[str, Params] | bytes:
     """Return address and parameters of MAIL or RCPT, or the reply to a malformed argument.
@@ -71,7 +71,7 @@ def _path(
 
 def parse_mail(dialogue: Dialogue, argument: str | None) -> tuple[str, Params] | bytes:
     """Return the sender and the parameters."""
-    return _path(dialogue, "FROM:", argument, "MAIL FROM: <address>", malformed="5.1.7")
+    return _parse_argument(dialogue, "FROM:", argument, "MAIL FROM: <address>", malformed="5.1.7")
 
 
 def mail(dialogue: Dialogue, address: str, params: Params) -> Result:
@@ -168,7 +168,7 @@ def _note_mail_params(envelope: Any, params: Params) -> None:
 
 def parse_rcpt(dialogue: Dialogue, argument: str | None) -> tuple[str, Params] | bytes:
     """Return the recipient and the parameters."""
-    parsed = _path(dialogue, "TO:", argument, "RCPT TO: <address>", malformed="5.1.3")
+    parsed = _parse_argument(dialogue, "TO:", argument, "RCPT TO: <address>", malformed="5.1.3")
     if isinstance(parsed, bytes):
         return parsed
     address, params = parsed
@@ -192,12 +192,12 @@ def rcpt(dialogue: Dialogue, address: str, params: Params) -> Result:
         excused = dialogue.overshoot <= OVERSHOOT
         dialogue.put(dialogue.encode(replies.TOO_MANY_RECIPIENTS), counted=not excused)
         return None
-    if dialogue.charged and not memory.has_budget(dialogue, weight(address, params)):
+    if dialogue.charged and not memory.has_budget(dialogue, recipient_memory(address, params)):
         return dialogue.encode(replies.NO_ROOM)
     if not address.isascii() and not _is_allowed(dialogue, address, smtputf8=envelope.smtp_utf8):
         return dialogue.encode(replies.TAKES_SMTPUTF8)
     if "RCPT" in shared.hooks:
-        then = partial(_judge_recipient, dialogue, address, params, known)
+        then = partial(_answer_recipient, dialogue, address, params, known)
         return Ask("RCPT", (address, _upper_words(params)), then)
     return _take_recipient(dialogue, envelope, address, params)
 
@@ -208,20 +208,20 @@ def _take_recipient(dialogue: Dialogue, envelope: Any, address: str, params: Par
     dialogue.state = _RECIPIENT
     if params:
         envelope.rcpt_options.extend(_upper_words(params))
-    _weigh(dialogue, envelope, address, params)
+    _charge_recipient(dialogue, envelope, address, params)
     return dialogue.shared.recipient_ok
 
 
-def _weigh(dialogue: Dialogue, envelope: Any, address: str, params: Params) -> None:
+def _charge_recipient(dialogue: Dialogue, envelope: Any, address: str, params: Params) -> None:
     """Store the parameters of a recipient, and count its memory."""
     if isinstance(envelope, Envelope):
         envelope.rcpt_params.append(params)
-    dialogue.envelope_bytes += weight(address, params)
+    dialogue.envelope_bytes += recipient_memory(address, params)
     if dialogue.envelope_bytes > memory.ALLOWANCE:
         memory.charge(dialogue)
 
 
-def _judge_recipient(
+def _answer_recipient(
     dialogue: Dialogue, address: str, params: Params, known: int, status: Any
 ) -> Result:
     """Process a handler's answer to RCPT: on MISSING, add the recipient.
@@ -233,7 +233,7 @@ def _judge_recipient(
         return _take_recipient(dialogue, envelope, address, params)
     taken = envelope.rcpt_tos[known:]
     for each in taken:  # the hook has added the address, or others instead
-        _weigh(dialogue, envelope, each, params)
+        _charge_recipient(dialogue, envelope, each, params)
     if status[0] == "2":
         _count_accepted(dialogue, address, len(taken))
     return reply_bytes(status)

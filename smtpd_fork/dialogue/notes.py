@@ -12,8 +12,17 @@ import re
 from typing import Any, NamedTuple
 
 __all__ = [
-    "Marks", "add_score", "add_tag", "check_tag", "forget_notes", "keep_notes", "marks_of",
-    "note_asked", "note_of", "notes_of", "was_asked",
+    "Marks",
+    "add_score",
+    "add_tag",
+    "check_tag",
+    "forget_notes",
+    "keep_notes",
+    "marks_of",
+    "note_of",
+    "notes_of",
+    "record_call",
+    "was_called",
 ]  # fmt: skip
 
 MAX_TAGS = 100
@@ -129,14 +138,14 @@ def marks_of(*marked: Any) -> Marks:
     return marks
 
 
-def note_asked(session: Any, handler: object) -> None:
+def record_call(session: Any, handler: object) -> None:
     """Record that a handler with conditions was called for a session."""
     asked: tuple[object, ...] = getattr(session, _ASKED, ())
-    if not was_asked(session, handler):
+    if not was_called(session, handler):
         setattr(session, _ASKED, (*asked, handler))
 
 
-def was_asked(session: Any, handler: object) -> bool:
+def was_called(session: Any, handler: object) -> bool:
     """Return whether a handler with conditions was called for a session before."""
     return any(each is handler for each in getattr(session, _ASKED, ()))
 

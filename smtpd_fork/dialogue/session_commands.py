@@ -219,7 +219,7 @@ def _quit(dialogue: Dialogue, status: Any) -> Result:
 # -- other commands ----------------------------------------------------------------------------
 
 
-def own(name: str, _: Dialogue, argument: str | None) -> Result:
+def subclass_command(name: str, _: Dialogue, argument: str | None) -> Result:
     """Carry out a command of a user's subclass."""
     return Run("own_command", (name, argument))
 

@@ -19,7 +19,7 @@ from smtpd_fork.gate.rules import (
     handshake_rules,
 )
 from smtpd_fork.gate.settings import READERS, is_read
-from smtpd_fork.setting_faults import no_such_setting
+from smtpd_fork.setting_errors import no_such_setting
 from smtpd_fork.setting_types import LocalCount
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from aiosmtpd.handlers import Sink as AiosmtpdSink
 from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.dialogue.introspection import ehlo_parameters
-from smtpd_fork.dialogue.notes import note_asked, was_asked
+from smtpd_fork.dialogue.notes import record_call, was_called
 from smtpd_fork.dialogue.waiting import begins_at_once, may_end_at_once
 from smtpd_fork.filters.provisional import Provisional
 from smtpd_fork.handlers.provisional import asked_with_others, is_of_filter, provisional_filter
@@ -102,17 +102,17 @@ def conditional(
         def starttls(server: Any, session: Any, *args: Any) -> Any:
             if not when.holds_at(name, session, args):
                 return True
-            note_asked(session, handler)
+            record_call(session, handler)
             return hook(server, session, *args)
 
         return starttls
 
     @functools.wraps(hook)
     async def asked(server: Any, session: Any, *args: Any) -> Any:
-        if name == "handle_DISCONNECT" and was_asked(session, handler):
+        if name == "handle_DISCONNECT" and was_called(session, handler):
             return await hook(server, session, *args)
         if when.holds_at(name, session, args):
-            note_asked(session, handler)
+            record_call(session, handler)
             return await hook(server, session, *args)
         return MISSING
 

@@ -16,7 +16,7 @@ from msgspec import Meta
 from smtpd_fork import setting_types
 from smtpd_fork.errors import HandlerError
 from smtpd_fork.sanitizer import shown_value
-from smtpd_fork.setting_faults import reason_of
+from smtpd_fork.setting_errors import reason_of
 from smtpd_fork.setting_types import SettingError
 from smtpd_fork.units import parse_boolean
 

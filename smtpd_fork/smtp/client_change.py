@@ -69,7 +69,7 @@ def _replace(connection: Connection, peer: Peer, attributes: Attributes) -> None
     dialogue.charged = 0
     connection.peer = peer
     slow_down(dialogue, 0.0, "")
-    opening.begin_anew(connection, ssl)
+    opening.begin_again(connection, ssl)
     if connection.owner is not None:
         connection.owner.mark(connection)
     memory.charge(dialogue)

@@ -93,7 +93,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
     command_began: float = 0.0
     stuck_at: float = 0.0
     events: int = 0
-    pace: tuple[int, float, int] = (0, 0.0, 0)
+    rate_state: tuple[int, float, int] = (0, 0.0, 0)
     steps: tuple[int, int] = (-1, 0)
     hooks_context: Context | None = None
     end_future: asyncio.Future[None] | None = None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["expire", "stuck_since", "wait", "wait_for_client", "wait_for_command", "wait_for_next"]
 
-PACE_SECONDS = 60.0
+RATE_SECONDS = 60.0
 """Seconds over which the rate of a message is measured, at least: a slow start or a pause is not an
 attack. The rate is not measured over the whole message, as a client that has sent much could
 then pause for long."""
@@ -35,7 +35,7 @@ def wait_for_next(connection: Connection) -> None:
         connection.deadline = now + limits.command_seconds
     else:
         connection.deadline = now + limits.data_seconds
-        connection.pace = dialogue.begun, now, 0
+        connection.rate_state = dialogue.begun, now, 0
 
 
 def wait(connection: Connection) -> None:
@@ -101,14 +101,14 @@ def wait_for_command(connection: Connection) -> None:
 
 def _check_rate(connection: Connection, now: float, came: int) -> None:
     """End the session if the data rate of the last minute was too low."""
-    message, since, before = connection.pace
+    message, since, before = connection.rate_state
     if message != connection.dialogue.begun:
-        connection.pace = connection.dialogue.begun, now, 0
+        connection.rate_state = connection.dialogue.begun, now, 0
         return
     seconds = now - since
-    if seconds < PACE_SECONDS:
+    if seconds < RATE_SECONDS:
         return
-    connection.pace = message, now, came
+    connection.rate_state = message, now, came
     if came - before < seconds * connection.shared.limits.data_rate:
         connection.dialogue.report(logging.INFO, "message data too slow")
         ending.time_out(connection)

@@ -22,7 +22,7 @@ __all__ = ["LINGER_SECONDS"]
 LINGER_SECONDS = 5.0
 """Time for a closing connection to send its last reply, before it is aborted."""
 
-HEAR_OUT_SECONDS = 2.0
+HALF_CLOSED_SECONDS = 2.0
 """Time during which input of an interrupted client is read and dropped."""
 
 
@@ -39,7 +39,7 @@ def close(connection: Connection) -> None:
     if transport is not None:
         now = connection.loop.time()
         if may_speak and not (connection.ended_input or dialogue.tls or transport.is_closing()):
-            connection.deadline = now + HEAR_OUT_SECONDS
+            connection.deadline = now + HALF_CLOSED_SECONDS
             connection.resume_reading()
             try:
                 transport.write_eof()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "begin",
-    "begin_anew",
+    "begin_again",
     "check_proxy_header",
     "check_proxy_timeout",
     "greet",
@@ -85,7 +85,7 @@ def _open(connection: Connection) -> None:
         dialogue.greet()
 
 
-def begin_anew(connection: Connection, ssl: Any) -> None:
+def begin_again(connection: Connection, ssl: Any) -> None:
     """Begin the session of another client on the same connection.
 
     :param ssl: data of TLS, None without it

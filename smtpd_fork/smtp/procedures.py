@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from smtpd_fork.smtp.connection import Connection
 
-FAREWELL_SECONDS = 30.0
+DISCONNECT_SECONDS = 30.0
 """Time limit of handle_DISCONNECT, for whose answer no client waits."""
 
 MAX_FAILURES = 3
@@ -35,7 +35,7 @@ async def disconnect_hook(connection: Connection, session: AnySession | None = N
     """
     dialogue = connection.dialogue
     try:
-        async with asyncio.timeout(FAREWELL_SECONDS):
+        async with asyncio.timeout(DISCONNECT_SECONDS):
             await connection.shared.hooks["DISCONNECT"](
                 connection.server, session or dialogue.session
             )

@@ -72,7 +72,7 @@ DRIPS = {
 async def test_received_bytes_do_not_extend_a_deadline(
     name: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.ending.HEAR_OUT_SECONDS", 0.05)
+    monkeypatch.setattr("smtpd_fork.smtp.ending.HALF_CLOSED_SECONDS", 0.05)
     drip = DRIPS[name]
     options = {"authenticator": check, "auth_require_tls": False}
     settings = {"timeout": LONG, "session_timeout": LONG, **drip.settings}
@@ -97,7 +97,7 @@ async def test_received_bytes_do_not_extend_a_deadline(
 async def test_a_client_whose_session_has_ended_cannot_stay_by_sending(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.ending.HEAR_OUT_SECONDS", SHORT)
+    monkeypatch.setattr("smtpd_fork.smtp.ending.HALF_CLOSED_SECONDS", SHORT)
     async with (
         serve(Discard(), max_errors=0) as server,
         await Client.to(server.addresses[0]) as client,

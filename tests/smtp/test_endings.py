@@ -147,7 +147,7 @@ async def test_an_interrupted_client_can_send_all_and_then_gets_the_reply() -> N
 async def test_an_interrupted_client_that_keeps_sending_is_disconnected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.ending.HEAR_OUT_SECONDS", 0.05)
+    monkeypatch.setattr("smtpd_fork.smtp.ending.HALF_CLOSED_SECONDS", 0.05)
     async with serve(Discard(), max_errors=3, timeout=0.5) as server:
         client = await Client.to(server.addresses[0])
         with pytest.raises(ConnectionError):

@@ -134,7 +134,7 @@ async def test_a_handler_above_its_time_limit_is_451_and_the_session_continues(h
 async def test_a_message_below_the_minimum_rate_is_421(
     begin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.deadlines.PACE_SECONDS", 0.2)
+    monkeypatch.setattr("smtpd_fork.smtp.deadlines.RATE_SECONDS", 0.2)
     async with sending(begin, min_data_rate=10_000, data_timeout=5, timeout=5) as client:
         async with asyncio.timeout(2):
             assert code_and_enhanced(await drip(client, b"x\r\n")) == (421, "4.4.2")
@@ -143,7 +143,7 @@ async def test_a_message_below_the_minimum_rate_is_421(
 async def test_a_message_above_the_minimum_rate_may_take_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.deadlines.PACE_SECONDS", 0.1)
+    monkeypatch.setattr("smtpd_fork.smtp.deadlines.RATE_SECONDS", 0.1)
     async with sending("DATA", min_data_rate=1000, data_timeout=5, timeout=5) as client:
         for _ in range(20):
             client.send(("x" * 500 + "\r\n").encode())
@@ -156,7 +156,7 @@ async def test_a_client_that_has_sent_much_may_not_become_slow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The rate is measured over the last minute, not over the whole message."""
-    monkeypatch.setattr("smtpd_fork.smtp.deadlines.PACE_SECONDS", 0.1)
+    monkeypatch.setattr("smtpd_fork.smtp.deadlines.RATE_SECONDS", 0.1)
     async with sending("DATA", min_data_rate=1000, data_timeout=5, timeout=5) as client:
         client.send(b"x\r\n" * 1_000_000)
         async with asyncio.timeout(10):
@@ -166,7 +166,7 @@ async def test_a_client_that_has_sent_much_may_not_become_slow(
 async def test_noop_between_chunks_does_not_extend_the_time_of_a_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.deadlines.PACE_SECONDS", 0.1)
+    monkeypatch.setattr("smtpd_fork.smtp.deadlines.RATE_SECONDS", 0.1)
     async with sending(min_data_rate=1000, data_timeout=5, timeout=5) as client:
         client.send(b"BDAT 100000\r\n" + b"x" * 100_000)
         assert (await client.reply()).code == 250
@@ -186,7 +186,7 @@ async def test_the_timeout_between_chunks_is_that_within_a_message() -> None:
 async def test_the_rate_of_chunks_counts_all_of_the_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smtpd_fork.smtp.deadlines.PACE_SECONDS", 0.1)
+    monkeypatch.setattr("smtpd_fork.smtp.deadlines.RATE_SECONDS", 0.1)
     async with sending(min_data_rate=1000, data_timeout=5, timeout=5) as client:
         client.send(b"BDAT 100000\r\n" + b"x" * 100_000)
         assert (await client.reply()).code == 250

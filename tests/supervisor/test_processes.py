@@ -59,7 +59,7 @@ def test_the_exit_status_reports_a_session_that_was_cut_off(tmp_path: Path) -> N
         client.rcpt("b@example.com")
         client.putcmd("data")
         assert client.getreply()[0] == 354
-        assert daemon.stop() == ExitStatus.CUT
+        assert daemon.stop() == ExitStatus.FORCED
         client.close()
 
 

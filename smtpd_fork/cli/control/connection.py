@@ -13,7 +13,7 @@ import msgspec
 from smtpd_fork.control_protocol import MAX_REPLY, VERSION, Fault
 from smtpd_fork.errors import (
     ExitStatus,
-    NothingThereError,
+    NotFoundError,
     NotPermittedError,
     ProtocolError,
     SmtpdForkError,
@@ -34,7 +34,7 @@ _ERRORS: dict[Fault, type[SmtpdForkError]] = {
     Fault.VERSION: ProtocolError,
     Fault.PERMISSION: NotPermittedError,
     Fault.BUSY: UnavailableError,
-    Fault.UNKNOWN: NothingThereError,
+    Fault.UNKNOWN: NotFoundError,
     Fault.REFUSED: UsageError,
     Fault.FAILED: SmtpdForkError,
 }

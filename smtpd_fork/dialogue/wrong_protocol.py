@@ -10,7 +10,7 @@ from smtpd_fork.dialogue.commands import State
 if TYPE_CHECKING:
     from smtpd_fork.dialogue.dialogue import Dialogue
 
-__all__ = ["HTTP_METHODS", "warn_of_mistake"]
+__all__ = ["HTTP_METHODS", "warn_of_wrong_protocol"]
 
 HTTP_METHODS = (b"CONNECT", b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT")
 
@@ -27,7 +27,7 @@ _HTTP_REQUEST = (
     "the client uses a wrong address or port",
 )
 
-MISTAKES = {
+WRONG_PROTOCOLS = {
     b"PROXY ": _PROXY_HEADER,
     b"\r\n\r\n\0\r\nQUIT\n": _PROXY_HEADER,  # version 2
     b"\x16\x03": _TLS_HANDSHAKE,  # a record of a handshake, SSL 3.0 or newer (RFC 8446 5.1)
@@ -35,14 +35,14 @@ MISTAKES = {
 }
 """The text and the advice, by the first bytes of the packet."""
 
-_LONGEST = max(map(len, MISTAKES))
+_LONGEST = max(map(len, WRONG_PROTOCOLS))
 
 
-def warn_of_mistake(dialogue: Dialogue, data: bytes) -> None:
+def warn_of_wrong_protocol(dialogue: Dialogue, data: bytes) -> None:
     """Log a warning if the first packet of a session belongs to another protocol."""
     if dialogue.state != State.HELLO or dialogue.events or dialogue.tls:
         return
-    for start, (what, advice) in MISTAKES.items():
+    for start, (what, advice) in WRONG_PROTOCOLS.items():
         if data[:_LONGEST].startswith(start):
             dialogue.report(logging.WARNING, what, advice)
             return
