@@ -1,4 +1,4 @@
-"""DnsClient: queries of the DNS, by dnspython, which caches the answers for their TTL."""
+"""DnsClient: queries the DNS with dnspython, which caches the answers for their TTL."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["DnsClient", "DnsError", "import_dnspython"]
 
 _MODULES = ("dns.asyncresolver", "dns._asyncio_backend")
 _RECORD_TYPES = ("ANY.CNAME", "ANY.OPT", "ANY.SOA", "IN.A", "IN.AAAA")
-"""Of all answers, besides those that a caller queries."""
+"""Modules of record types that any answer may contain, besides those that callers query."""
 
 LONGEST_REASON = 200
-"""Characters of an error of dnspython."""
+"""Maximum characters of dnspython's error text."""
 
 
 class DnsError(Exception):
-    """A query has failed; the text is the reason."""
+    """A query has failed; the text of the error is the reason."""
 
 
 class DnsClient:
@@ -53,9 +53,9 @@ class DnsClient:
         self._backend = _leakless_backend()
 
     async def query(self, name: Any, kind: str) -> list[Any]:
-        """Return the records of a name, perhaps an empty list.
+        """Return the records of a name; the list may be empty.
 
-        :param name: text, or a name of dnspython
+        :param name: text, or a name object of dnspython
         :param kind: ``A``, ``MX``, ...
         :raises DnsError: the query has failed
         """
@@ -71,9 +71,9 @@ class DnsClient:
             raise DnsError(text or type(error).__name__) from None
 
     def forget(self, name: Any, kind: str) -> None:
-        """Forget the cached answer to a query.
+        """Remove the cached answer to a query.
 
-        :param name: of dnspython
+        :param name: a name object of dnspython
         """
         import dns.rdataclass  # noqa: PLC0415 - as in the constructor
         import dns.rdatatype  # noqa: PLC0415 - as above
@@ -84,11 +84,11 @@ class DnsClient:
 
 
 def import_dnspython(feature: str, record_types: Iterable[str]) -> None:
-    """Import what queries need: once privileges are dropped, the user may not be able to read it.
+    """Import dnspython before privileges are dropped, as USER may not be able to read it.
 
-    dnspython would import it at the first answer.
+    dnspython itself would import these modules at the first answer.
 
-    :param feature: that needs it, for the error
+    :param feature: the feature that needs it, for the error
     :param record_types: modules of the records that are queried: ``ANY.MX``, ...
     :raises MissingLibraryError: dnspython is not installed
     """
@@ -108,7 +108,7 @@ def _leakless_backend() -> Any:
     """
     import dns.asyncbackend  # noqa: PLC0415 - as in the constructor
 
-    class Backend(type(dns.asyncbackend.get_backend("asyncio"))):  # type: ignore[misc]  # as it says
+    class Backend(type(dns.asyncbackend.get_backend("asyncio"))):  # type: ignore[misc]
         async def make_socket(self, *args: Any, **keywords: Any) -> Any:
             making = asyncio.ensure_future(super().make_socket(*args, **keywords))
             try:

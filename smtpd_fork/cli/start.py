@@ -294,7 +294,7 @@ def likely_mistakes(config: DaemonConfig, chain: Chain) -> Iterator[str]:
         )
     if config.reload_handlers and not modules_of(config.handler):
         yield "--reload-handlers has no effect: no handler is a module:attr"
-    yield from chain.doubts
+    yield from chain.warnings
 
 
 def _shares_limits(config: DaemonConfig) -> bool:

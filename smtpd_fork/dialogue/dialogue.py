@@ -60,7 +60,7 @@ _FOUR = ord("4")
 
 
 class Dialogue(Struct, eq=False):
-    """An SMTP session, from the first byte to the last reply.
+    """An SMTP session, from its beginning to the last reply.
 
     :param shared: values that all sessions of a server share
     :param id: the id of the session in the log, in ``Received:`` and in the reply to DATA

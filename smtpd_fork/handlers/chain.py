@@ -36,7 +36,7 @@ from smtpd_fork.handlers.route import (
     missing_routes,
     mistaken_files,
     reachable_sinks,
-    route_faults,
+    route_errors,
     routes_of,
     unmet_conditions,
 )
@@ -97,7 +97,7 @@ class Chain:
             getattr(handler, "offers_auth_without_tls", False) for handler in self.handlers
         )
         """Whether a handler offers AUTH also on connections without TLS."""
-        takers = [handler for handler in self._reachable if _takes_messages(handler)]
+        takers = [handler for handler in self._reachable if _receives_messages(handler)]
         others = [route.handler for route in sinks if route.copy or route.quarantine]
         self.supports_dsn = _all_have("supports_dsn", [h for h in takers if h not in others])
         """Whether all handlers that may accept a message support DSN."""
@@ -187,12 +187,12 @@ class Chain:
         }
 
     @property
-    def faults(self) -> Sequence[str]:
+    def errors(self) -> Sequence[str]:
         """The errors of the chain, such as handlers that never receive a message."""
-        return list(route_faults(self.routes))
+        return list(route_errors(self.routes))
 
     @property
-    def doubts(self) -> Sequence[str]:
+    def warnings(self) -> Sequence[str]:
         """Warnings of probable mistakes: domains without a sink, conditions without effect."""
         routes = self.routes
         return [*missing_routes(routes), *mistaken_files(routes), *unmet_conditions(routes)]
@@ -230,16 +230,16 @@ class Chain:
 
         :raises SmtpdForkError: it would not
         """
-        for handler in self._ours:
-            _called(handler, "check")
+        for handler in self._filters_and_sinks:
+            _call(handler, "check")
 
     def prepare(self) -> None:
         """Let filters and sinks create or read their files, as the user that runs them.
 
         :raises SmtpdForkError: one of them cannot
         """
-        for handler in self._ours:
-            _called(handler, "prepare")
+        for handler in self._filters_and_sinks:
+            _call(handler, "prepare")
 
     @error_origin("handler")
     def on_reload(self) -> list[Callable[[], str | None]]:
@@ -249,22 +249,22 @@ class Chain:
             read
         """
         routes = [each for each in self.routes if getattr(each.handler, "on_reload", None)]
-        found = [(each.name, _called(each.handler, "on_reload")) for each in routes]
-        return [partial(_put_in_force, name, use) for name, use in found if use is not None]
+        found = [(each.name, _call(each.handler, "on_reload")) for each in routes]
+        return [partial(_activate, name, use) for name, use in found if use is not None]
 
     async def close(self) -> None:
         """Close filters and sinks; an error or a hang of one does not affect the others."""
-        await asyncio.gather(*(_closed(each) for each in self._ours))
+        await asyncio.gather(*(_close(each) for each in self._filters_and_sinks))
         if self._delivery is not None:
             self._delivery.close()
         self._forged_results.close()
 
     @property
-    def _ours(self) -> Sequence[Filter | Sink]:
+    def _filters_and_sinks(self) -> Sequence[Filter | Sink]:
         return [each for each in self.handlers if isinstance(each, (Filter, Sink))]
 
 
-def _called(handler: Any, method: str) -> Any:
+def _call(handler: Any, method: str) -> Any:
     """Return the result of a method; convert an unexpected exception to HandlerError.
 
     :raises SmtpdForkError: the method fails
@@ -281,14 +281,14 @@ def _called(handler: Any, method: str) -> Any:
         raise HandlerError(f"{kind}.{method}() failed: {reason}") from error
 
 
-async def _closed(handler: Filter | Sink) -> None:
+async def _close(handler: Filter | Sink) -> None:
     try:
         await handler.close()
     except Exception:
         log.exception("close() of the handler %s has failed", type(handler).__name__)
 
 
-def _put_in_force(name: str, use: Callable[[], object]) -> str | None:
+def _activate(name: str, use: Callable[[], object]) -> str | None:
     """Activate the data that a handler has read; an error does not affect other handlers."""
     try:
         line = use()
@@ -307,5 +307,5 @@ def _all_have(name: str, handlers: Sequence[Any]) -> bool:
     return bool(handlers) and all(getattr(handler, name, False) for handler in handlers)
 
 
-def _takes_messages(handler: Any) -> bool:
+def _receives_messages(handler: Any) -> bool:
     return hook_of(handler, "handle_DATA") is not None or hasattr(handler, "process_message")

@@ -39,7 +39,7 @@ _LAST_PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 """The parameters of hooks after server, session and envelope; handle_EHLO has two forms."""
 
-_SOON = ("Awaitable", "Coroutine", "Future", "Task")
+_AWAITABLES = ("Awaitable", "Coroutine", "Future", "Task")
 """Annotations of plain functions that return an awaitable."""
 
 _TEXTS = {"BUILD_STRING", "FORMAT_SIMPLE", "FORMAT_VALUE", "FORMAT_WITH_SPEC"}
@@ -55,8 +55,8 @@ def check_handler(handler: Any, commands: Collection[str] = ()) -> None:
     names = [name for name in dir(handler) if name.startswith("handle_")]
     if inspect.isclass(handler):
         _check_class(handler, names)
-    kind = _described(handler)
-    if not names and not isinstance(handler, AiosmtpdSink) and not _has_others(handler):
+    kind = _name_of(handler)
+    if not names and not isinstance(handler, AiosmtpdSink) and not _has_other_methods(handler):
         reason = "it has no handle_DATA, handle_RCPT or other hook"
         if hasattr(handler, "deliver"):
             reason = f"deliver() needs the base class smtpd_fork.Sink: class {kind}(Sink)"
@@ -119,7 +119,7 @@ def _check_class(handler: type, names: Collection[str]) -> None:
             raise HandlerError(f"{kind} is a class, not an instance: write {kind}()")
 
 
-def _has_others(handler: Any) -> bool:
+def _has_other_methods(handler: Any) -> bool:
     return hasattr(handler, "process_message") or any(n.startswith("auth_") for n in dir(handler))
 
 
@@ -175,7 +175,7 @@ def _check_awaited(function: Any, name: str, kind: str) -> None:
         return  # a mock, a partial, or a wrapper of a coroutine function
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise HandlerError(f"{kind}: {name} yields; it must return its answer")
-    if any(word in str(function.__annotations__.get("return", "")) for word in _SOON):
+    if any(word in str(function.__annotations__.get("return", "")) for word in _AWAITABLES):
         return
     advice = f"{kind}: {name} is awaited: write async def {name}(...)"
     if _returns_no_awaitable(function):
@@ -199,7 +199,7 @@ def _returns_no_awaitable(function: Callable[..., Any]) -> bool:
     )
 
 
-def _described(handler: Any) -> str:
+def _name_of(handler: Any) -> str:
     if inspect.isclass(handler) or inspect.ismodule(handler):
         return str(handler.__name__)
     return type(handler).__name__

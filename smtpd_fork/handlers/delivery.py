@@ -156,9 +156,9 @@ class Delivery:
     async def _run(self, mail: Mail, parts: Sequence[_Part]) -> None:
         """Call the sinks, and set the replies of each part, except of copies that took too long."""
         if len(parts) == 1 and parts[0].required:
-            await self._ask(mail, parts[0])
+            await self._call_sink(mail, parts[0])
             return
-        tasks = {asyncio.ensure_future(self._ask(mail, part)): part for part in parts}
+        tasks = {asyncio.ensure_future(self._call_sink(mail, part)): part for part in parts}
         required = [task for task, part in tasks.items() if part.required]
         end = asyncio.get_running_loop().time() + BEST_EFFORT_SECONDS
         try:
@@ -178,7 +178,7 @@ class Delivery:
             if unfinished:
                 await asyncio.wait(unfinished)
 
-    async def _ask(self, mail: Mail, part: _Part) -> None:
+    async def _call_sink(self, mail: Mail, part: _Part) -> None:
         route = part.route
         own = mail.to(part.recipients)
         begun = time.perf_counter()

@@ -27,8 +27,8 @@ from smtpd_fork.dialogue.introspection import ehlo_parameters
 from smtpd_fork.dialogue.notes import record_call, was_called
 from smtpd_fork.dialogue.waiting import begins_at_once, may_end_at_once
 from smtpd_fork.filters.provisional import Provisional
-from smtpd_fork.handlers.provisional import asked_with_others, is_of_filter, provisional_filter
-from smtpd_fork.handlers.redirection import asked_about_each, redirects
+from smtpd_fork.handlers.provisional import is_of_filter, provisional_filter, with_later_handlers
+from smtpd_fork.handlers.redirection import for_each_address, redirects
 from smtpd_fork.message.quarantine_mark import WITHHELD, is_quarantined
 from smtpd_fork.smtp.hooks import is_from_outside
 
@@ -73,7 +73,7 @@ def message_hook(hooks: Sequence[Hook], *, withhold: bool) -> Hook:
                 status, said = MISSING, new if said is None else said.joined(new)
             if status is not MISSING:
                 return status if said is None else said.answer(status)
-            if envelope.original_content is not content and not _may_hold(server):
+            if envelope.original_content is not content and not _fits_in_memory(server):
                 return NO_ROOM
             if withhold and is_quarantined(envelope):
                 return WITHHELD
@@ -82,7 +82,7 @@ def message_hook(hooks: Sequence[Hook], *, withhold: bool) -> Hook:
     return may_end_at_once(handle_DATA) if all(map(begins_at_once, hooks)) else handle_DATA
 
 
-def _may_hold(server: Any) -> bool:
+def _fits_in_memory(server: Any) -> bool:
     """Return whether the memory limits allow a message that a handler has changed."""
     charge = getattr(server, "charge_message", None)  # aiosmtpd's server has none
     return charge is None or charge()
@@ -160,9 +160,9 @@ def _provisional(
     """
     for index, hook in enumerate(hooks[:-1]):
         if redirected and redirects(hook):
-            join = partial(asked_about_each, hook)
+            join = partial(for_each_address, hook)
         elif (filter_ := provisional_filter(hook)) is not None:
-            join = partial(asked_with_others, hook, filter_, of_client=of_client)
+            join = partial(with_later_handlers, hook, filter_, of_client=of_client)
         else:
             continue
         behind = _provisional(hooks[index + 1 :], redirected=redirected, of_client=of_client)
@@ -218,10 +218,10 @@ def _ehlo(hooks: Sequence[Hook]) -> Hook:
                 break
         return responses if changed else MISSING
 
-    return _or_without_name(handle_EHLO)
+    return _restoring_name(handle_EHLO)
 
 
-def _or_without_name(hook: Hook) -> Hook:
+def _restoring_name(hook: Hook) -> Hook:
     """Return a hook EHLO that restores the client's name if a handler fails."""
 
     @functools.wraps(hook)

@@ -64,8 +64,8 @@ def load_handlers(
             error.entry = number
             raise
     chain = Chain(routes)
-    for fault in chain.faults:
-        raise HandlerError(fault)
+    for reason in chain.errors:
+        raise HandlerError(reason)
     return chain
 
 
@@ -233,7 +233,11 @@ def _of_module(spec: HandlerSpec, directory: Path | None) -> Any:
     found = _find(name, attr)
     arguments, keys = list(spec.arguments), dict(spec.keys)
     parameters = Parameters(found, strict=False) if callable(found) else None
-    if parameters is not None and _is_ours(found) and len(arguments) <= len(parameters.keys):
+    if (
+        parameters is not None
+        and _is_filter_or_sink(found)
+        and len(arguments) <= len(parameters.keys)
+    ):
         keys |= _named(arguments, parameters.keys, keys)
         arguments = []
         parameters.check_complete(keys)
@@ -246,7 +250,7 @@ def _of_module(spec: HandlerSpec, directory: Path | None) -> Any:
     return _make(found, arguments, values)
 
 
-def _is_ours(found: Any) -> bool:
+def _is_filter_or_sink(found: Any) -> bool:
     """Return whether it is a class of a sink or filter, with typed arguments and known keys."""
     is_class = inspect.isclass(found) and not hasattr(found, "from_cli")
     return is_class and issubclass(found, (Filter, Sink))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Hook = Callable[..., Awaitable[Any]]
 
-__all__ = ["asked_with_others", "is_of_filter", "provisional_filter"]
+__all__ = ["is_of_filter", "provisional_filter", "with_later_handlers"]
 
 
 def is_of_filter(hook: Hook) -> bool:
@@ -38,7 +38,7 @@ def _owner(hook: Hook) -> Any:
     return getattr(function, "__self__", None)
 
 
-def asked_with_others(
+def with_later_handlers(
     first: Hook, filter_: AnswersProvisionally, behind: Hook, *, of_client: bool
 ) -> Hook:
     """Return a hook that calls *first*, of *filter_*, and then *behind*.

@@ -15,7 +15,7 @@ from aiosmtpd.smtp import MISSING
 
 from smtpd_fork.dialogue.waiting import begins_at_once, may_end_at_once
 
-__all__ = ["asked_about_each", "redirects"]
+__all__ = ["for_each_address", "redirects"]
 
 Hook: TypeAlias = Callable[..., Awaitable[Any]]
 
@@ -26,7 +26,7 @@ def redirects(hook: Hook) -> bool:
     return bool(getattr(getattr(function, "__self__", function), "redirects", False))
 
 
-def asked_about_each(redirecting: Hook, behind: Hook) -> Hook:
+def for_each_address(redirecting: Hook, behind: Hook) -> Hook:
     """Return a hook RCPT that calls *redirecting*, and then *behind* with each resulting address.
 
     If *behind* rejects one of the addresses, the recipient is rejected: otherwise messages to the

@@ -20,7 +20,7 @@ __all__ = [
     "missing_routes",
     "mistaken_files",
     "reachable_sinks",
-    "route_faults",
+    "route_errors",
     "routes_of",
     "unmet_conditions",
 ]
@@ -157,7 +157,7 @@ def reachable_sinks(routes: Sequence[Route]) -> list[Route]:
     return found
 
 
-def route_faults(routes: Sequence[Route]) -> Iterator[str]:
+def route_errors(routes: Sequence[Route]) -> Iterator[str]:
     """Yield the contradictions in a chain, such as a handler that never gets a message."""
     sinks: list[Route] = []
     for route in routes:
@@ -170,10 +170,10 @@ def route_faults(routes: Sequence[Route]) -> Iterator[str]:
             sinks.append(route)
         elif sinks and hasattr(route.handler, "handle_DATA"):
             yield f"{route.name} is after the sink {sinks[0].name} and gets no message"
-    yield from _faults_of_kinds(routes, sinks)
+    yield from _missing_sinks(routes, sinks)
 
 
-def _faults_of_kinds(routes: Sequence[Route], sinks: Sequence[Route]) -> Iterator[str]:
+def _missing_sinks(routes: Sequence[Route], sinks: Sequence[Route]) -> Iterator[str]:
     """Yield an error for each copy or quarantine without a sink for the other messages."""
     ordinary = [each for each in sinks if not each.quarantine]
     quarantined = [each for each in sinks if each.quarantine]

@@ -153,9 +153,9 @@ async def test_process_message_still_receives_messages() -> None:
 
 def test_a_sink_that_gets_no_message_is_an_error_of_the_chain(tmp_path: Any) -> None:
     behind = Maildir(tmp_path)
-    [fault] = Chain([Says("a", MISSING, []), Debug(), behind]).faults
+    [fault] = Chain([Says("a", MISSING, []), Debug(), behind]).errors
     assert fault == "the sink maildir gets no message: debug takes all messages before it"
-    assert Chain([behind]).faults == []
+    assert Chain([behind]).errors == []
 
 
 async def test_debug_prints_nothing_that_acts_on_a_terminal(

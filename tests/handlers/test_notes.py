@@ -229,16 +229,16 @@ def test_scores_may_be_text() -> None:
 def test_a_condition_on_marks_that_no_handler_sets_is_a_warning(when: dict[str, Any]) -> None:
     in_vain, rest = Route(Keeps(), when=when), Discard()
     doubt = "keeps is never called: no handler sets the score or tag of its when"
-    assert list(Chain([Accept(["a.example"]), in_vain, rest]).doubts) == [doubt]
-    assert not Chain([Marks(), in_vain, rest]).doubts
+    assert list(Chain([Accept(["a.example"]), in_vain, rest]).warnings) == [doubt]
+    assert not Chain([Marks(), in_vain, rest]).warnings
     always = Route(Keeps(), when={"without-tag": "spam", "score-below": 5})
-    assert not Chain([always, rest]).doubts
+    assert not Chain([always, rest]).warnings
 
 
 def test_a_sink_for_spam_only_is_not_a_sink_for_a_domain() -> None:
     spam = Route(Keeps(), when={"tag": "spam"})
     rest = Route(Keeps(), recipients=["a.example"])
-    found = Chain([Accept(["a.example", "b.example"]), Marks(), spam, rest]).doubts
+    found = Chain([Accept(["a.example", "b.example"]), Marks(), spam, rest]).warnings
     assert list(found) == ["no sink takes mail for b.example, which accept accepts: it gets 550"]
 
 

@@ -155,7 +155,7 @@ def _aside(**more: Any) -> Route:
     ],
 )
 def test_a_contradictory_quarantine_is_an_error(routes: list[Any], fault: str | None) -> None:
-    assert next(iter(Chain(routes).faults), None) == fault
+    assert next(iter(Chain(routes).errors), None) == fault
 
 
 def test_the_key_quarantine_belongs_to_sinks() -> None:

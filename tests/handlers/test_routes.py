@@ -215,18 +215,18 @@ async def test_a_copy_alone_is_not_a_delivery(copy: Any) -> None:
 def test_names_are_unique_and_errors_contain_them() -> None:
     chain = Chain([Discard(), Route(Discard(), name="discard"), Route(Keeps(), copy=True)])
     assert [route.name for route in chain.routes] == ["discard", "discard-2", "keeps"]
-    assert chain.faults == [
+    assert chain.errors == [
         "the sink discard-2 gets no message: discard takes all messages before it"
     ]
     assert (
-        Chain([Route(Discard(), recipients=["*.a.example", "b.example"]), Discard()]).faults == []
+        Chain([Route(Discard(), recipients=["*.a.example", "b.example"]), Discard()]).errors == []
     )
     [fault] = Chain(
         [
             Route(Discard(), recipients=["*.a.example", "b.example"]),
             Route(Discard(), recipients=["x@b.example", "*.a.example"], name="late"),
         ]
-    ).faults
+    ).errors
     assert fault == "the sink late gets no message: discard takes all messages before it"
 
 
