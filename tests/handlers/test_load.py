@@ -277,7 +277,7 @@ def test_a_handler_that_would_get_no_message_is_an_error_and_one_before_a_sink_i
 ) -> None:
     module = write(CLASS)
     load_handlers([f"{module}:Handler", "discard"])
-    with pytest.raises(HandlerError, match="the sink debug gets no message: discard before it"):
+    with pytest.raises(HandlerError, match="the sink debug gets no message: discard takes all"):
         load_handlers(["discard", "debug"])
     with pytest.raises(HandlerError, match="handler is after the sink discard"):
         load_handlers(["discard", f"{module}:Handler"])

@@ -117,7 +117,7 @@ def test_the_keys_of_the_chain_are_not_parameters(module: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"at_onc": 3}, r"at-onc: unknown key; is at-once meant\?"),
+        ({"at_onc": 3}, r"at-onc: unknown key; did you mean at-once\?"),
         ({"zzz": 3}, r"zzz: unknown key; the keys are url, at-once, wait"),
         ({"at-once": 0}, "at-once: expected a whole number >= 1"),
         ({"at-once": "three"}, "at-once: expected a whole number"),
