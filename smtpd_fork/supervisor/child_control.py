@@ -13,7 +13,7 @@ from smtpd_fork.control_protocol import Fault, RequestError
 from smtpd_fork.observe.control.administration import Administration
 from smtpd_fork.observe.service import Service
 from smtpd_fork.sanitizer import printable
-from smtpd_fork.supervisor.elsewhere import Elsewhere
+from smtpd_fork.supervisor.free_slots import FreeSlotElsewhere
 
 if TYPE_CHECKING:
     from smtpd_fork.observe.reload_outcome import ReloadOutcome
@@ -79,7 +79,7 @@ class ChildControl(Service):
     async def start(self) -> None:
         """Start to answer requests."""
         await self._channel.start()
-        self._elsewhere = Elsewhere(self._channel, self._server)
+        self._free_slot_elsewhere = FreeSlotElsewhere(self._channel, self._server)
         self._running = asyncio.ensure_future(self._watch())
 
     async def _watch(self) -> None:
@@ -111,7 +111,7 @@ class ChildControl(Service):
             self._hint(body)
             return None
         if kind == "elsewhere":
-            self._elsewhere.changed(free=body)
+            self._free_slot_elsewhere.set_free(free=body)
             return None
         if kind in self._orders:
             self._order(kind, body)

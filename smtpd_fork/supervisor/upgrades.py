@@ -19,7 +19,7 @@ from smtpd_fork.control_protocol import RequestError
 from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
 from smtpd_fork.supervisor.answers import answers_of
 from smtpd_fork.supervisor.channel import ChannelClosedError
-from smtpd_fork.supervisor.elsewhere import FullProcesses
+from smtpd_fork.supervisor.free_slots import FullProcesses
 from smtpd_fork.supervisor.other_supervisor import OtherSupervisor
 from smtpd_fork.supervisor.serving_process import START_SECONDS, ProcessError, describe_exit
 from smtpd_fork.supervisor.shared_limits import SharedLimits
@@ -50,7 +50,7 @@ class Upgrades:
         self._old = None if old is None else OtherSupervisor(old, self)
         self._new: OtherSupervisor | None = None
         self._others: dict[OtherSupervisor, asyncio.Task[None]] = {}
-        self._fault: asyncio.Future[ProcessError] | None = None
+        self._failure: asyncio.Future[ProcessError] | None = None
         self._cancelled = False
         self.on_end_order: Callable[[str], object] = lambda _: None
 
@@ -63,7 +63,7 @@ class Upgrades:
     async def _connect(self, other: OtherSupervisor) -> None:
         await other.start()
         self._others[other] = asyncio.ensure_future(self._watch(other))
-        self._full.introduce(other)
+        self._full.add_supervisor(other)
 
     async def _watch(self, other: OtherSupervisor) -> None:
         await other.ended()
@@ -111,7 +111,7 @@ class Upgrades:
         """
         if self._old is None:
             return
-        self._fault = asyncio.get_running_loop().create_future()
+        self._failure = asyncio.get_running_loop().create_future()
         if self._cancelled:
             self.cancelled()
         try:
@@ -122,7 +122,7 @@ class Upgrades:
         except ChannelClosedError:
             log.error("the old supervisor has ended: its processes drain, and these serve")  # noqa: TRY400 - one line
         finally:
-            self._fault = None
+            self._failure = None
 
     async def _start(self, keeper: Keeper) -> None:
         try:
@@ -134,12 +134,12 @@ class Upgrades:
 
     async def _serve(self, keeper: Keeper, old: OtherSupervisor) -> None:
         assert keeper.process is not None
-        assert self._fault is not None
+        assert self._failure is not None
         keeper.serve()
         try:
             await keeper.process.ask("serves", seconds=START_SECONDS)
         except ChannelClosedError:
-            raise await asyncio.shield(self._fault) from None
+            raise await asyncio.shield(self._failure) from None
         except TimeoutError:
             text = f"{keeper.process} did not serve within {START_SECONDS:g} s"
             raise ProcessError(text) from None
@@ -147,12 +147,12 @@ class Upgrades:
         await old.ask("serves", (keeper.number, len(self._keepers)))
 
     async def _unless_one_ends(self, step: Awaitable[Any]) -> None:
-        assert self._fault is not None
+        assert self._failure is not None
         task = asyncio.ensure_future(step)
         try:
-            await asyncio.wait([task, self._fault], return_when=asyncio.FIRST_COMPLETED)
-            if self._fault.done():
-                raise self._fault.result()
+            await asyncio.wait([task, self._failure], return_when=asyncio.FIRST_COMPLETED)
+            if self._failure.done():
+                raise self._failure.result()
             await task
         finally:
             task.cancel()
@@ -161,8 +161,8 @@ class Upgrades:
     def cancelled(self) -> None:
         """Make :meth:`replace` fail: the old supervisor has cancelled the upgrade."""
         self._cancelled = True
-        if self._fault is not None and not self._fault.done():
-            self._fault.set_result(ProcessError("the old process has cancelled the upgrade"))
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_result(ProcessError("the old process has cancelled the upgrade"))
 
     @property
     def serves(self) -> bool:
@@ -232,11 +232,11 @@ class Upgrades:
         """
         self._limits.remove(process)
         self.set_full(process, full=False)
-        fault = self._fault
-        if fault is None or process.leaving:
+        failure = self._failure
+        if failure is None or process.leaving:
             return True
-        if not fault.done():
-            fault.set_result(ProcessError(f"{process} ended {describe_exit(status)}"))
+        if not failure.done():
+            failure.set_result(ProcessError(f"{process} ended {describe_exit(status)}"))
         return False
 
     def share_limits(self, sender: OtherSupervisor, kind: str, body: Any) -> Any:
@@ -260,13 +260,13 @@ class Upgrades:
 
     def set_full(self, sender: ServingProcess | OtherSupervisor, *, full: bool) -> None:
         """Record whether a process, or all processes of another supervisor, are full."""
-        self._full.note(sender, full=full)
+        self._full.set_full(sender, full=full)
         self.announce_free_slots()
 
     def announce_free_slots(self) -> None:
         """Notify the processes and supervisors if free slots have appeared or disappeared."""
         accepting = [each.process for each in self._keepers if each.process and each.accepts]
-        self._full.tell(self._processes, accepting, self._others)
+        self._full.announce(self._processes, accepting, self._others)
 
     async def answers(self, kind: str, body: Any) -> dict[int, Any]:
         """Return the answers of other supervisors' processes, by process id.
