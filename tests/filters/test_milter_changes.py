@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from aiosmtpd.smtp import Envelope
 from blockbuster import BlockBuster
 from support.client import Client
 from support.mail import large
@@ -14,7 +15,10 @@ from support.scripted_server import listening
 from support.server import serve
 
 from smtpd_fork.filters import Milter
+from smtpd_fork.filters.milter_changes import change_envelope
 from smtpd_fork.handlers.route import Route
+from smtpd_fork.hops.milter.edited import MOST_FIELDS, Parts
+from smtpd_fork.hops.milter.verdict import Edit
 from smtpd_fork.sinks import Sink
 
 if TYPE_CHECKING:
@@ -225,3 +229,18 @@ async def test_in_lmtp_every_recipient_gets_the_worst_reply_of_changed_ones(
             assert codes == ([550] * 2 if refused else [250] * 2)
             assert (await client.say("NOOP")).code == 250
     assert sink.taken == ["c@example.com", "n@example.net", "o@example.net"]
+
+
+def test_as_many_changes_as_fields_and_recipients_take_linear_time() -> None:
+    number = 30_000
+    envelope = Envelope()
+    envelope.rcpt_tos = [f"{each}@example.com" for each in range(number)]
+    edits = [Edit(b"-", address=address) for address in envelope.rcpt_tos]
+    edits += [Edit(b"+", address=f"{each}@example.net") for each in range(number)]
+    change_envelope(envelope, edits)
+    assert envelope.rcpt_tos == [edit.address for edit in edits[number:]]
+    parts = Parts(b"A:\r\n" * MOST_FIELDS)
+    deleted = [Edit(b"m", MOST_FIELDS - each % MOST_FIELDS, b"A") for each in range(number)]
+    changed = [Edit(b"m", 1, b"B", b"%d" % each) for each in range(number)]
+    made = parts.edited([*deleted, *changed], leading_space=False)
+    assert made == b"B: %d\r\n" % (number - 1)

@@ -52,6 +52,9 @@ class Parts:
     def __init__(self, content: bytes) -> None:
         self._content = content
         self._fields: list[_Field] = []  # with the changes so far
+        self._named: dict[bytes, list[_Field]] = {}  # the same by name
+        self._stale = set[bytes]()  # names whose fields have to be looked for again
+        self._has_deleted = False  # whether deleted fields are in the list, without octets
         self._above = 0  # number of fields that were inserted above our Received
         self._front = end_of_mbox_lines(content)
         limit = self._front + MOST_HEADER_BYTES
@@ -89,6 +92,7 @@ class Parts:
             self._fields[-1].octets += b"\r\n"  # the message ends within its header
         body: list[bytes] | None = None
         changed = bool(removed) and self._remove(removed or {})
+        self._named, self._stale, self._has_deleted = _by_name(self._fields), set(), False
         for edit in edits:
             if edit.command == b"b":
                 body = [] if body is None else body
@@ -118,30 +122,41 @@ class Parts:
         inserted field counts from 0 and includes our ``Received``, which the milter does not get,
         because Sendmail and Postfix have it on top at that time: index 1 is below it.
         """
-        found = self._find(edit.name.lower(), edit.number) if edit.command == b"m" else None
+        name, at = edit.name.lower(), max(edit.number, 1) - 1
+        named = self._of_name(name) if edit.command == b"m" else []
         if edit.command == b"m" and not edit.value:
-            if found is not None:
-                self._fields.remove(found)
+            if at < len(named):
+                named.pop(at).octets = b""
+                self._has_deleted = True
             return
         octets = _octets(edit.name, edit.value, leading_space=leading_space)
-        if found is not None:
-            found.octets = octets
-            return
-        at = len(self._fields)
-        if edit.command == b"i":
-            at = min(edit.number, at + 1)
-            is_above = at <= self._above
-            self._above += is_above
-            at -= not is_above
-        self._fields.insert(at, _Field(edit.name.lower(), octets))
+        if at < len(named):
+            named[at].octets = octets
+        elif edit.command == b"i":
+            self._insert(_Field(name, octets), edit.number)
+        else:
+            self._fields.append(_Field(name, octets))
+            self._named.setdefault(name, []).append(self._fields[-1])
 
-    def _find(self, name: bytes, number: int) -> _Field | None:
-        for each in self._fields:
-            if each.name == name:
-                number -= 1
-                if number <= 0:  # the numbers 0 and 1 both mean the first field
-                    return each
-        return None
+    def _insert(self, new: _Field, number: int) -> None:
+        if self._has_deleted:
+            self._fields = [each for each in self._fields if each.octets]
+            self._has_deleted = False
+        at = min(number, len(self._fields) + 1)
+        is_above = at <= self._above
+        self._above += is_above
+        self._fields.insert(at - (not is_above), new)
+        if self._named.get(new.name):
+            self._stale.add(new.name)
+        else:
+            self._named[new.name] = [new]
+
+    def _of_name(self, name: bytes) -> list[_Field]:
+        """Return the fields of a name, in order."""
+        if name in self._stale:
+            self._stale.remove(name)
+            self._named[name] = [e for e in self._fields if e.name == name and e.octets]
+        return self._named.get(name, [])
 
     def _joined(self, body: bytes | None) -> bytes:
         content = self._content
@@ -153,6 +168,13 @@ class Parts:
             between = b"\r\n"  # the message had a body without a header
         head = [content[: self._front], *[each.octets for each in self._fields]]
         return b"".join([*head, between, *rest])
+
+
+def _by_name(found: Iterable[_Field]) -> dict[bytes, list[_Field]]:
+    named: dict[bytes, list[_Field]] = {}
+    for each in found:
+        named.setdefault(each.name, []).append(each)
+    return named
 
 
 def _octets(name: bytes, value: bytes, *, leading_space: bool) -> bytes:
