@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from aiosmtpd.smtp import Envelope
 
+from smtpd_fork.message.trace import end_of_mbox_lines
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -26,6 +28,8 @@ _NAME = re.compile(r"[!-9;-~]+")
 _BEGIN = re.compile(rb"([!-9;-~]{1,998}+)[ \t]{0,998}+:")
 """A longer name cannot be that of a field (RFC 5322 2.1.1). Without the limit, one call could
 search 25 MB for the end of a name, and no other thread could run meanwhile."""
+
+_SPACES = re.compile(" ++")
 
 _CR, _LF = b"\r\n"
 
@@ -114,16 +118,19 @@ def encode_field(name: str, value: str) -> bytes:
 
 def _folded(line: str) -> list[str]:
     """Return *line* in pieces that are short enough, broken at spaces where possible."""
-    pieces = []
-    while len(line) > LONGEST_LINE:
-        space = line.rfind(" ", 1, USUAL_LINE)
-        if space <= 0 or not line[:space].strip():
-            space = line.rfind(" ", 1, LONGEST_LINE)
-        if space <= 0 or not line[:space].strip():
-            space = LONGEST_LINE - 1
-        pieces.append(line[:space])
-        line = "\t" + line[space:].lstrip(" ")
-    return [*pieces, line]
+    pieces, begin, tab = [], 0, ""
+    while len(line) - begin + len(tab) > LONGEST_LINE:
+        first = begin + 1 - len(tab)
+        space = line.rfind(" ", first, begin + USUAL_LINE - len(tab))
+        if space < 0 or not line[begin:space].strip():
+            space = line.rfind(" ", first, begin + LONGEST_LINE - len(tab))
+        if space < 0 or not line[begin:space].strip():
+            space = begin + LONGEST_LINE - 1 - len(tab)
+        pieces.append(tab + line[begin:space])
+        begin, tab = space, "\t"
+        if match := _SPACES.match(line, space):
+            begin = match.end()
+    return [*pieces, tab + line[begin:]]
 
 
 def insert_field(content: bytes, name: str, value: str, *, before: int = 0) -> bytes:
@@ -131,9 +138,16 @@ def insert_field(content: bytes, name: str, value: str, *, before: int = 0) -> b
 
     :raises ValueError: as :func:`encode_field`
     """
-    new = encode_field(name, value)
-    offset = 0
-    for each in islice(fields(content), before):
+    return _inserted(content, encode_field(name, value), before)
+
+
+def _inserted(content: bytes, new: bytes, before: int) -> bytes:
+    """Return *content* with new fields before its field number *before*.
+
+    Lines of an mbox file remain at the top, so that they do not end the header.
+    """
+    offset = end_of_mbox_lines(content)
+    for each in islice(fields(content, offset), before):
         offset = each.end
     if offset and content[offset - 1 : offset] != b"\n":
         return b"%b\r\n%b" % (content[:offset], new)
@@ -146,7 +160,7 @@ def remove_fields(content: bytes, name: str) -> bytes:
     """Return *content* without the fields *name*, in upper or lower case."""
     wanted = name.lower().encode("utf-8", "replace")
     kept, position = [], 0
-    for each in fields(content):
+    for each in fields(content, end_of_mbox_lines(content)):
         if each.name.lower() == wanted:
             kept.append(content[position : each.start])
             position = each.end
@@ -169,11 +183,8 @@ def prepend_all(envelope: Envelope, added: Sequence[tuple[str, str]]) -> None:
 
     :raises ValueError: as :func:`encode_field`
     """
-    *above, last = added
-    content = insert_field(envelope.original_content or b"", *last)
-    if above:
-        content = b"".join([*(encode_field(*each) for each in above), content])
-    replace_content(envelope, content)
+    new = b"".join([encode_field(*each) for each in added])
+    replace_content(envelope, _inserted(envelope.original_content or b"", new, 0))
 
 
 def replace_content(envelope: Envelope, content: bytes) -> None:

@@ -119,6 +119,22 @@ def test_prepend_changes_both_contents_of_an_envelope(text: bool) -> None:
     assert envelope.content == expected
 
 
+def test_a_line_of_an_mbox_file_does_not_end_the_header_that_is_changed() -> None:
+    envelope = an_envelope("a@example.org", "b@example.com")
+    mbox, rest = b"From a@example.org Fri Nov 27 2026\r\n", b"Subject: x\r\n\r\ntext\r\n"
+    envelope.original_content = mbox + rest
+    prepend_all(envelope, [("X-A", "1"), ("X-B", "2")])
+    added = envelope.original_content
+    assert added == mbox + b"X-A: 1\r\nX-B: 2\r\n" + rest
+    assert remove_fields(remove_fields(added, "X-A"), "X-B") == mbox + rest
+    assert insert_field(mbox + rest, "X-C", "3", before=1).startswith(mbox + b"Subject: x\r\nX-C")
+
+
+def test_a_long_value_is_folded_in_linear_time() -> None:
+    lines = encode_field("X-Long", "word " * 2_000_000).split(b"\r\n")
+    assert b"".join(lines).count(b"word") == 2_000_000
+
+
 def test_a_header_of_many_fields_takes_time_in_proportion() -> None:
     content = b"X-A: y\r\n" * 100_000
     assert sum(1 for _ in fields(content)) == 100_000
