@@ -297,7 +297,7 @@ async def test_a_session_continues_after_a_message_stored_at_the_last_moment(
             except asyncio.CancelledError:
                 await super()._deliver(delivery)  # type: ignore[arg-type]  # is one
 
-    async with greeted(Late(maildir.path), handler_timeout=0.1, timeout=0.3) as client:
+    async with greeted(Late(maildir.path), handler_timeout=0.1, timeout=1) as client:
         assert (await client.deliver()).code == 250
         assert (await client.reply()).text.startswith("4.4.2")  # the idle timeout's 421
     assert len(left(maildir)) == 1
