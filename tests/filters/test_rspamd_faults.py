@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import email
+import threading
 import time
 import tracemalloc
+from email.policy import SMTP
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +23,7 @@ from support.sinks import open_sockets
 
 from smtpd_fork.filters import Rspamd
 from smtpd_fork.hops.rspamd import servers
+from smtpd_fork.hops.rspamd.edits import Changes, changes_of
 
 if TYPE_CHECKING:
     from support.raw_server import Behaviour
@@ -271,6 +275,24 @@ async def test_a_large_message_is_checked_and_nothing_blocks_the_loop() -> None:
                 blockbuster.deactivate()
     assert rspamd.messages[0][1] == content + b"\r\n"
     assert kept.messages[0] == content.replace(b"\r\n\r\n", b"\r\nX-Spam: Yes\r\n\r\n", 1) + b"\r\n"
+
+
+@pytest.mark.parametrize("length", [10, 50_000])
+async def test_a_long_subject_is_encoded_in_a_thread(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def noted(*arguments: Any, **keys: Any) -> Changes:
+        threads.append(threading.current_thread())
+        return changes_of(*arguments, **keys)
+
+    monkeypatch.setattr("smtpd_fork.filters.rspamd.changes_of", noted)
+    subject = "\xfc" * length
+    said, stored = await outcome({"action": "rewrite subject", "subject": subject})
+    assert said.startswith("250")
+    assert email.message_from_bytes(stored[0], policy=SMTP)["Subject"] == subject
+    assert [each is threading.main_thread() for each in threads] == [length == 10]
 
 
 async def test_a_session_that_ends_meanwhile_leaves_nothing() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support.mail import mail
 
 from smtpd_fork.hops.milter.edited import Parts
+from smtpd_fork.hops.rspamd import edits
 from smtpd_fork.hops.rspamd.answer import Answer, RspamdGarbageError, parse_answer
 from smtpd_fork.hops.rspamd.edits import changes_of
 from smtpd_fork.hops.rspamd.request import MOST_RECIPIENT_BYTES, request_fields
@@ -170,6 +171,19 @@ def test_the_envelope_is_changed_with_the_message() -> None:
 def test_what_is_not_possible_is_an_error(block: Any) -> None:
     with pytest.raises(RspamdGarbageError):
         changes_of(an_answer(milter=block), [], utf8=False)
+
+
+def test_no_more_fields_are_made_than_a_message_may_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def noted(name: str, value: str) -> bytes:
+        made.append(value)
+        return b"X: y\r\n"
+
+    monkeypatch.setattr(edits, "encode_field", noted)
+    with pytest.raises(RspamdGarbageError, match="more than 1000 changes"):
+        changes_of(an_answer(milter={"add_headers": {"X": ["\xfc"] * 5000}}), [], utf8=False)
+    assert len(made) == 1001
 
 
 def test_empty_lists_in_place_of_empty_objects_are_as_good() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain, islice
 from typing import NamedTuple
 
 from smtpd_fork.hops.milter.conversation import MOST_EDITS
@@ -62,10 +63,13 @@ def changes_of(answer: Answer, names: Iterable[bytes], *, utf8: bool) -> Changes
         if name != "Subject":
             removed[name.lower().encode()] = range(1, counts[name.lower().encode()] + 1)
     left = counts.total() - sum(map(len, removed.values()))
-    edits = [*_added(block, left, utf8=utf8), *_of_envelope(block), *_signatures(answer, utf8=utf8)]
-    edits += [_edit(b"m", 1, name, value, utf8=utf8) for name, value in marks.items()]
+    shown = (_edit(b"m", 1, name, value, utf8=utf8) for name, value in marks.items())
+    wanted = chain(
+        _added(block, left, utf8=utf8), _of_envelope(block), _signatures(answer, utf8=utf8), shown
+    )
+    edits = list(islice(wanted, MOST_EDITS + 1))
     if len(edits) > MOST_EDITS:
-        raise RspamdGarbageError(f"it wants {len(edits)} changes")
+        raise RspamdGarbageError(f"it wants more than {MOST_EDITS} changes")
     return Changes(removed, edits)
 
 
