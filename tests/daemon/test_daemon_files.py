@@ -1,4 +1,4 @@
-"""Files of a daemon: its pid-file, and its unix socket, beside those of another daemon."""
+"""Files of a daemon: its pid-file and its unix socket, also with a second daemon."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # -- the pid-file ------------------------------------------------------------------------------
 
 
-def test_the_pid_file_holds_the_pid_and_the_end_of_a_line(tmp_path: Path) -> None:
+def test_the_pid_file_contains_the_pid_and_a_line_end(tmp_path: Path) -> None:
     with Daemon(*LOCAL, "--pid-file", "daemon.pid", cwd=tmp_path) as daemon:
         assert (tmp_path / "daemon.pid").read_bytes() == b"%d\n" % daemon.process.pid
 
@@ -43,7 +43,7 @@ def test_a_second_daemon_with_the_same_pid_file_does_not_start(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("whose", ["dead", "ours", "init", "garbage"])
-def test_a_pid_file_that_nobody_holds_never_blocks(tmp_path: Path, whose: str) -> None:
+def test_an_unlocked_pid_file_does_not_prevent_a_start(tmp_path: Path, whose: str) -> None:
     with subprocess.Popen(["/bin/true"]) as ended:
         pass
     texts = {"dead": ended.pid, "ours": os.getpid(), "init": 1, "garbage": "what is this"}
@@ -52,7 +52,7 @@ def test_a_pid_file_that_nobody_holds_never_blocks(tmp_path: Path, whose: str) -
         assert (tmp_path / "daemon.pid").read_text() == f"{daemon.process.pid}\n"
 
 
-def test_the_pid_file_of_a_daemon_that_was_killed_does_not_block_the_next(tmp_path: Path) -> None:
+def test_the_pid_file_of_a_killed_daemon_does_not_prevent_a_start(tmp_path: Path) -> None:
     options = ("-l", "unix:smtp.sock", "--handler", "discard", "--pid-file", "daemon.pid")
     with Daemon(*options, cwd=tmp_path) as first:
         first.stop(signal.SIGKILL)
@@ -63,7 +63,7 @@ def test_the_pid_file_of_a_daemon_that_was_killed_does_not_block_the_next(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_took_the_pid_files_place_is_not_removed(tmp_path: Path) -> None:
+def test_a_file_that_replaced_the_pid_file_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "daemon.pid"
     with Daemon(*LOCAL, "--pid-file", str(path), cwd=tmp_path) as daemon:
         path.unlink()
@@ -84,10 +84,10 @@ def test_a_pid_file_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
 # -- unix sockets of two daemons ---------------------------------------------------------------
 
 
-def test_a_daemon_that_is_still_ending_does_not_remove_the_socket_of_the_next(
+def test_a_stopping_daemon_does_not_remove_the_socket_of_the_next_one(
     tmp_path: Path,
 ) -> None:
-    """The old socket's path is free while old sessions end, and so is its inode number."""
+    """While old sessions end, the path of the old socket and its inode number can be used again."""
     path = tmp_path / "smtp.sock"
     options = ("-l", f"unix:{path}", "--handler", "discard")
     with Daemon("-l", "127.0.0.1:0", *options, cwd=tmp_path) as old, old.smtp() as client:

@@ -1,4 +1,4 @@
-"""Detaching: the daemon serves, and has left the terminal, the folder and who started it."""
+"""Detaching: the daemon is independent of the terminal, the directory and its parent process."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 
-def test_detach_returns_once_it_serves(tmp_path: Path) -> None:
+def test_detach_returns_when_the_daemon_serves(tmp_path: Path) -> None:
     with Detached(*LOCAL, cwd=tmp_path) as daemon, daemon.smtp() as client:
         assert client.noop()[0] == 250
 
 
-def test_detach_says_nothing_but_warnings(tmp_path: Path) -> None:
+def test_detach_prints_only_warnings(tmp_path: Path) -> None:
     with Detached(*LOCAL, cwd=tmp_path) as daemon:
         assert daemon.ended.stderr == ""
 
 
-def test_detach_without_a_log_of_its_own_logs_to_syslog_or_says_that_there_is_none(
+def test_detach_without_log_to_uses_syslog_or_warns_that_there_is_none(
     tmp_path: Path,
 ) -> None:
     ended = run(*LOCAL, "--detach", "--pid-file", "daemon.pid", cwd=tmp_path)
@@ -55,7 +55,7 @@ def test_detach_without_a_log_of_its_own_logs_to_syslog_or_says_that_there_is_no
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", warning)
 
 
-def test_a_detached_daemon_has_left_who_started_it(tmp_path: Path) -> None:
+def test_a_detached_daemon_is_independent_of_the_process_that_started_it(tmp_path: Path) -> None:
     with Detached(*LOCAL, cwd=tmp_path) as daemon:
         process = Process(daemon.pid)
         assert process.parent != os.getpid()
@@ -67,7 +67,7 @@ def test_a_detached_daemon_has_left_who_started_it(tmp_path: Path) -> None:
         assert process.status["Umask"] == ["0022"]
 
 
-def test_a_detached_daemon_outlives_the_terminal_that_it_was_started_on(tmp_path: Path) -> None:
+def test_a_detached_daemon_survives_the_end_of_its_terminal(tmp_path: Path) -> None:
     needs_terminals()
     options = (*LOCAL, "--detach", "--log-to", str(tmp_path / "log"), "--pid-file", "daemon.pid")
     subprocess.run(
@@ -90,14 +90,14 @@ def test_a_detached_daemon_outlives_the_terminal_that_it_was_started_on(tmp_path
 
 
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- >&- 2>&-"])
-def test_detach_works_where_standard_streams_are_closed(tmp_path: Path, closed: str) -> None:
-    """As some supervisors start things: a socket must not become descriptor 0, 1 or 2."""
+def test_detach_works_if_standard_streams_are_closed(tmp_path: Path, closed: str) -> None:
+    """Some supervisors start programs that way: a socket must not become descriptor 0, 1 or 2."""
     command = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND]
     with Detached(*LOCAL, cwd=tmp_path, command=command) as daemon, daemon.smtp() as client:
         assert client.noop()[0] == 250
 
 
-def test_relative_paths_are_those_of_where_it_was_started(
+def test_relative_paths_refer_to_the_directory_of_the_start(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     shutil.copy(certificates.cert, tmp_path / "cert.pem")
@@ -130,7 +130,7 @@ def test_a_detached_daemon_delivers_to_the_default_maildir(tmp_path: Path) -> No
 
 
 @on_both_loops
-def test_a_detached_daemon_ends_its_sessions_in_order(tmp_path: Path, loop: str) -> None:
+def test_a_detached_daemon_shuts_down_gracefully(tmp_path: Path, loop: str) -> None:
     with Detached(*LOCAL, "--loop", loop, cwd=tmp_path) as daemon:
         idle = daemon.smtp()
         os.kill(daemon.pid, signal.SIGTERM)

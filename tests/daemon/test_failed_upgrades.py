@@ -1,4 +1,4 @@
-"""Upgrades that fail: the old process goes on as if nothing had happened, and says why."""
+"""Failed upgrades: the old process continues to serve, and logs the reason."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Handler:
     async def handle_DATA(self, server, session, envelope):
         return "250 taken"
 """
-"""A handler that can be told to be slow, or broken, when it is imported."""
+"""A handler whose import can be made slow or made to fail."""
 
 
 MANAGED = {"NOTIFY_SOCKET": "@no-manager-answers"}
-"""With it the new process leaves its parent, as it does under systemd."""
+"""With this variable the new process forks and leaves its parent, as under systemd."""
 
 on_its_own_and_under_a_manager = pytest.mark.parametrize(
     "environment", [None, MANAGED], ids=["on its own", "managed"]
@@ -63,7 +63,7 @@ def gated(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
         yield daemon
 
 
-def test_a_new_one_that_cannot_start_changes_nothing(tmp_path: Path, gated: Daemon) -> None:
+def test_a_new_process_that_cannot_start_changes_nothing(tmp_path: Path, gated: Daemon) -> None:
     client = gated.smtp()
     (tmp_path / "broken").write_text("no moon tonight")
     for _ in range(2):
@@ -92,7 +92,7 @@ def test_a_new_one_that_cannot_start_changes_nothing(tmp_path: Path, gated: Daem
         ("import sys; sys.argv.append('--no-such-option')", "No such option"),
     ],
 )
-def test_whatever_becomes_of_a_new_one_is_told(tmp_path: Path, fault: str, says: str) -> None:
+def test_the_failure_of_a_new_process_is_logged(tmp_path: Path, fault: str, says: str) -> None:
     script = (
         "import pathlib, sys\n"
         "if pathlib.Path('fault').exists():\n"
@@ -116,7 +116,7 @@ def test_whatever_becomes_of_a_new_one_is_told(tmp_path: Path, fault: str, says:
 @pytest.mark.parametrize(
     ("fault", "status"), [("os._exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)]
 )
-def test_under_a_manager_the_end_of_a_new_one_is_told_by_its_parent(
+def test_under_a_service_manager_the_end_of_a_new_process_is_logged(
     fault: str, status: int, tmp_path: Path
 ) -> None:
     (tmp_path / "gated.py").write_text(GATED)
@@ -131,7 +131,7 @@ def test_under_a_manager_the_end_of_a_new_one_is_told_by_its_parent(
 
 
 @on_its_own_and_under_a_manager
-def test_a_new_one_that_takes_too_long_is_ended(
+def test_a_new_process_that_takes_too_long_is_ended(
     environment: dict[str, str] | None, tmp_path: Path
 ) -> None:
     (tmp_path / "gated.py").write_text(GATED)
@@ -153,7 +153,7 @@ def test_a_new_one_that_takes_too_long_is_ended(
         daemon.deliver()
 
 
-def test_a_second_signal_meanwhile_is_told_and_nothing_else(tmp_path: Path, gated: Daemon) -> None:
+def test_a_second_signal_during_an_upgrade_is_only_logged(tmp_path: Path, gated: Daemon) -> None:
     (tmp_path / "wait").touch()
     gated.signal(signal.SIGUSR2)
     gated.wait_for("SIGUSR2: upgrade, starting a new process")
@@ -166,7 +166,7 @@ def test_a_second_signal_meanwhile_is_told_and_nothing_else(tmp_path: Path, gate
         gated.deliver()
 
 
-def test_a_stop_meanwhile_ends_both(tmp_path: Path, gated: Daemon) -> None:
+def test_a_stop_during_an_upgrade_ends_both_processes(tmp_path: Path, gated: Daemon) -> None:
     pid = tmp_path / "pid"
     pid.unlink()
     (tmp_path / "wait").touch()
@@ -178,7 +178,7 @@ def test_a_stop_meanwhile_ends_both(tmp_path: Path, gated: Daemon) -> None:
     assert not (tmp_path / "smtp.sock").exists()
 
 
-def test_a_process_that_stops_hands_over_to_nobody(tmp_path: Path) -> None:
+def test_a_stopping_process_starts_no_upgrade(tmp_path: Path) -> None:
     with Daemon(*LOCAL, cwd=tmp_path) as daemon:
         client = daemon.smtp()
         begin_data(client)
@@ -192,7 +192,7 @@ def test_a_process_that_stops_hands_over_to_nobody(tmp_path: Path) -> None:
         assert daemon.process.wait(PATIENCE) == 0
 
 
-def test_without_descriptors_there_is_no_upgrade_and_later_there_is(tmp_path: Path) -> None:
+def test_an_upgrade_fails_without_descriptors_and_succeeds_later(tmp_path: Path) -> None:
     with Daemon(*LOCAL, cwd=tmp_path) as daemon, Successors(daemon) as successors:
         pid = daemon.process.pid
         limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -205,7 +205,9 @@ def test_without_descriptors_there_is_no_upgrade_and_later_there_is(tmp_path: Pa
 
 
 @pytest.mark.parametrize("value", ["", "x", "{}", '{"parent": 1, "stderr": 2}', "[" * 10000])
-def test_a_variable_that_is_not_meant_for_it_is_one_line(tmp_path: Path, value: str) -> None:
+def test_a_handover_variable_for_another_process_is_an_error_in_one_line(
+    tmp_path: Path, value: str
+) -> None:
     ended = run(*LOCAL, cwd=tmp_path, environment={HANDOVER_VARIABLE: value})
     assert ended.returncode == ExitStatus.USAGE
     assert HANDOVER_VARIABLE in only_line(ended)

@@ -1,4 +1,4 @@
-"""The end of a process in which something hangs: it comes all the same, and leaves nothing."""
+"""The end of a process in which a handler hangs: it ends in time, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ KINDS = {
     "busy": "MainThread at {folder}/hang.py:23 in busy",
     "c": "MainThread at {folder}/hang.py:27 in c",
 }
-"""What is said to run still."""
+"""The text that the log shows for the code that still runs."""
 
 
 def options(kind: str, *more: str) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def can_hang(folder: Path) -> dict[str, str]:
-    """Return the environment of a daemon whose handlers hang in *folder*."""
+    """Return the environment of a daemon whose handlers hang in *folder*, a directory."""
     folder.mkdir(exist_ok=True)
     (folder / "hang.py").write_text(HANGS)
     return {"PYTHONPATH": str(folder)}
@@ -95,9 +95,9 @@ def can_hang(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def all_hang(folder: Path, timeout: str, *kinds: str) -> Iterator[list[tuple[Daemon, Path]]]:
-    """Run a daemon of each of *kinds*, all in the middle of a message; with its folder.
+    """Run a daemon for each of *kinds*, all during a message; yield them with their directories.
 
-    All at once, as their ends are seconds that are waited for.
+    They run concurrently, as the end of each takes seconds.
     """
     with ExitStack() as stack:
         hanging = []
@@ -116,7 +116,7 @@ def all_hang(folder: Path, timeout: str, *kinds: str) -> Iterator[list[tuple[Dae
 
 
 def hang(port: int) -> socket.socket:
-    """Send a message, whose handler does not return."""
+    """Send a message; its handler does not return."""
     client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
     file = client.makefile("rb")
     for line in ("HELO c", "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "DATA"):
@@ -136,7 +136,7 @@ def nothing_is_left(folder: Path) -> None:
     assert not (folder / "smtp.sock").exists()
 
 
-def test_a_second_signal_ends_it_whatever_runs(tmp_path: Path) -> None:
+def test_a_second_signal_ends_the_daemon_even_if_a_handler_hangs(tmp_path: Path) -> None:
     with all_hang(tmp_path, "1h", *KINDS) as hanging:
         for number in (signal.SIGTERM, signal.SIGINT):  # two of a kind might be one
             for daemon, _ in hanging:
@@ -147,7 +147,7 @@ def test_a_second_signal_ends_it_whatever_runs(tmp_path: Path) -> None:
             daemon.wait_for("still running: .*" + KINDS[place.name].format(folder=place))
 
 
-def test_it_ends_after_the_shutdown_timeout_with_one_signal(tmp_path: Path) -> None:
+def test_one_signal_ends_the_daemon_after_the_shutdown_timeout(tmp_path: Path) -> None:
     with all_hang(tmp_path, "10ms", "thread", "sleep") as hanging:
         for daemon, _ in hanging:
             daemon.signal(signal.SIGTERM)
@@ -156,7 +156,9 @@ def test_it_ends_after_the_shutdown_timeout_with_one_signal(tmp_path: Path) -> N
             nothing_is_left(place)
 
 
-def test_a_detached_daemon_ends_whatever_runs(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_a_detached_daemon_ends_even_if_a_handler_hangs(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
     more = options("sleep", "--shutdown-timeout", "1h")
     with Detached(*more, cwd=tmp_path, environment=environment) as daemon:
         with hang(daemon.port):
@@ -167,7 +169,7 @@ def test_a_detached_daemon_ends_whatever_runs(tmp_path: Path, environment: dict[
     nothing_is_left(tmp_path)
 
 
-def test_an_old_process_ends_and_leaves_the_new_one_what_is_its(
+def test_an_old_process_ends_and_removes_nothing_of_the_new_one(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     more = options("thread", "--shutdown-timeout", "1h")
@@ -205,7 +207,7 @@ def test_pid_1_of_a_container_ends_with_a_daemon_that_hangs(
     nothing_is_left(tmp_path)
 
 
-async def test_the_stop_of_an_embedded_server_is_bounded(
+async def test_the_stop_of_an_embedded_server_has_a_time_limit(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("smtpd_fork.server.handler_chains.CLOSE_SECONDS", 0.05)

@@ -1,4 +1,4 @@
-"""What a new process is handed beside the sockets of mail: systemd's, control's, metrics'."""
+"""Handover of other sockets than those for mail: of systemd, the control socket, and metrics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_the_manager_is_told_by_the_old_one_who_is_next(tmp_path: Path) -> None:
+def test_the_old_process_notifies_the_manager_of_the_new_one(tmp_path: Path) -> None:
     address = str(tmp_path / "notify.sock")
     environment = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "500000"}
     with Manager(address) as manager:
@@ -43,16 +43,16 @@ def test_the_manager_is_told_by_the_old_one_who_is_next(tmp_path: Path) -> None:
             with Successors(daemon) as successors:
                 new = successors.upgrade()
                 assert int(manager.wait_for_field("MAINPID")["MAINPID"]) == new
-                # systemd awaits the end of a child of its own alone.
+                # systemd waits only for the end of its own children.
                 assert int(proc(new, "stat").read_text().split()[3]) != daemon.process.pid
                 manager.wait_for_field("READY")
                 assert daemon.process.wait(PATIENCE) == 0
-                manager.wait_for_field("WATCHDOG")  # the new one's
+                manager.wait_for_field("WATCHDOG")  # of the new process
             manager.wait_for_field("STOPPING")
     assert sum("STOPPING" in message for message in manager.messages) == 1
 
 
-def test_sockets_of_systemd_are_passed_on(tmp_path: Path) -> None:
+def test_sockets_of_systemd_are_handed_over(tmp_path: Path) -> None:
     plain, lmtp = free_ports(2)
     activate = [
         *(peer("systemd-socket-activate"), "--fdname", "smtp:lmtp", "-E", "PATH"),
@@ -80,7 +80,7 @@ def is_served(port: int) -> bool:
     return True
 
 
-def test_sockets_of_services_are_claimed_by_name_and_the_others_closed(tmp_path: Path) -> None:
+def test_sockets_of_services_are_claimed_by_name_and_others_are_closed(tmp_path: Path) -> None:
     wanted, unwanted = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
     port = wanted.getsockname()[1]
     server = Server(Discard(), listen=["127.0.0.1:0"])
@@ -105,7 +105,7 @@ def test_sockets_of_services_are_claimed_by_name_and_the_others_closed(tmp_path:
 
 
 @on_both_loops
-def test_control_and_metrics_are_answered_by_the_new_one_at_the_same_places(
+def test_the_new_process_answers_control_and_metrics_at_the_same_addresses(
     tmp_path: Path, loop: str
 ) -> None:
     control = tmp_path / "control.sock"
@@ -121,7 +121,7 @@ def test_control_and_metrics_are_answered_by_the_new_one_at_the_same_places(
     with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon, Successors(daemon) as successors:
         inode = control.stat().st_ino
         assert pid_by_control() == daemon.process.pid
-        with daemon.smtp() as inside:  # so that the old one stays
+        with daemon.smtp() as inside:  # so that the old process stays
             for _ in range(2):
                 new = successors.upgrade()
                 assert pid_by_control() == new

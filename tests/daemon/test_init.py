@@ -1,4 +1,4 @@
-"""Pid 1: orphans are waited for, exit statuses stay whose they are, signals reach the daemon."""
+"""Process 1: it reaps orphans, leaves the daemon's exit statuses alone, and forwards signals."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class Handler:
 
 @pytest.fixture
 def first(tmp_path: Path) -> list[str]:
-    """What makes a command pid 1 of a namespace of its own; it is killed with whoever began it."""
+    """A command that runs another one as process 1 of a namespace; it is killed with its parent."""
     command = namespaces("--pid", "--fork", "--kill-child", "--mount-proc")
     (tmp_path / "children.py").write_text(CHILDREN)
     return command
 
 
 def of(daemon: Daemon) -> tuple[int, int]:
-    """Return pid 1 and the daemon, as they are seen from outside."""
+    """Return process 1 and the daemon, with their ids outside the namespace."""
     (init,) = children(daemon.process.pid)
     until(lambda: children(init), "pid 1 has its child")
     return init, children(init)[0]
@@ -74,7 +74,9 @@ def state(pid: int) -> str:
 
 
 @on_both_loops
-def test_orphans_go_and_statuses_are_right(tmp_path: Path, first: list[str], loop: str) -> None:
+def test_orphans_are_reaped_and_exit_statuses_are_correct(
+    tmp_path: Path, first: list[str], loop: str
+) -> None:
     options = ("-l", "127.0.0.1:0", "--handler", "children:Handler", "--loop", loop)
     with Daemon(*options, cwd=tmp_path, command=[*first, *COMMAND]) as daemon:
         init, _ = of(daemon)
@@ -92,7 +94,7 @@ def test_orphans_go_and_statuses_are_right(tmp_path: Path, first: list[str], loo
 
 
 @on_both_loops
-def test_signals_reach_the_daemon_and_it_stops_in_order(
+def test_signals_reach_the_daemon_and_it_stops_gracefully(
     tmp_path: Path, first: list[str], loop: str
 ) -> None:
     with Daemon(
@@ -117,7 +119,7 @@ def test_signals_reach_the_daemon_and_it_stops_in_order(
     assert len(messages(tmp_path / "Maildir")) == 1
 
 
-def test_pid_1_ends_as_the_daemon_does(tmp_path: Path, first: list[str]) -> None:
+def test_pid_1_ends_with_the_status_of_the_daemon(tmp_path: Path, first: list[str]) -> None:
     with Daemon(
         "-l", "127.0.0.1:0", "--handler", "discard", cwd=tmp_path, command=[*first, *COMMAND]
     ) as daemon:
@@ -126,7 +128,7 @@ def test_pid_1_ends_as_the_daemon_does(tmp_path: Path, first: list[str]) -> None
         assert daemon.process.wait(PATIENCE) == 128 + signal.SIGKILL
 
 
-def test_a_start_that_fails_says_so_as_pid_1_too(tmp_path: Path, first: list[str]) -> None:
+def test_a_failed_start_prints_the_error_also_as_pid_1(tmp_path: Path, first: list[str]) -> None:
     ended = subprocess.run(
         [*first, *COMMAND, "-p", "many"], cwd=tmp_path, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Notifications: what the service manager is told, and when it is told nothing."""
+"""Notifications: the messages to the service manager."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 @on_both_loops
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
-def test_it_is_told_of_the_start_the_reload_and_the_stop(
+def test_the_manager_is_notified_of_start_reload_and_stop(
     tmp_path: Path, loop: str, *, abstract: bool
 ) -> None:
     name = f"@smtpd-fork-{os.getpid()}-{loop}"
@@ -69,7 +69,7 @@ def test_it_is_told_of_the_start_the_reload_and_the_stop(
 
 
 @on_both_loops
-def test_the_watchdog_is_patted_by_the_loop_and_not_by_one_that_hangs(
+def test_the_watchdog_message_is_sent_only_while_the_event_loop_runs(
     tmp_path: Path, manager: Manager, loop: str
 ) -> None:
     (tmp_path / "hang.py").write_text(
@@ -87,7 +87,7 @@ def test_the_watchdog_is_patted_by_the_loop_and_not_by_one_that_hangs(
         with daemon.smtp() as client:
             begin_data(client)
             client.send(b"\r\n.\r\n")
-            manager.sock.settimeout(1)  # five times what the watchdog allows
+            manager.sock.settimeout(1)  # five times the timeout of the watchdog
             with pytest.raises(TimeoutError):
                 while True:
                     manager.sock.recv(65536)
@@ -95,7 +95,7 @@ def test_the_watchdog_is_patted_by_the_loop_and_not_by_one_that_hangs(
             client.close()
 
 
-def test_a_detached_daemon_says_who_it_is(tmp_path: Path, manager: Manager) -> None:
+def test_a_detached_daemon_sends_its_process_id(tmp_path: Path, manager: Manager) -> None:
     options = (*LOCAL, "--detach", "--pid-file", "daemon.pid", "--log-to", "log")
     ended = run(*options, cwd=tmp_path, environment={"NOTIFY_SOCKET": manager.address})
     assert ended.returncode == 0, ended.stderr
@@ -105,7 +105,7 @@ def test_a_detached_daemon_says_who_it_is(tmp_path: Path, manager: Manager) -> N
     manager.wait_for_field("STOPPING")
 
 
-def test_a_start_that_fails_is_not_told_as_ready(tmp_path: Path, manager: Manager) -> None:
+def test_a_failed_start_does_not_send_ready(tmp_path: Path, manager: Manager) -> None:
     environment = {"NOTIFY_SOCKET": manager.address}
     assert run("--handler", "no:such", cwd=tmp_path, environment=environment).returncode
     manager.sock.setblocking(False)
@@ -113,7 +113,7 @@ def test_a_start_that_fails_is_not_told_as_ready(tmp_path: Path, manager: Manage
         manager.sock.recv(1)
 
 
-def test_a_manager_that_is_gone_is_warned_of_once_and_mail_goes_on(tmp_path: Path) -> None:
+def test_a_missing_manager_is_logged_once_and_does_not_affect_mail(tmp_path: Path) -> None:
     environment = {"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "20000"}
     with Daemon(*LOCAL, cwd=tmp_path, environment=environment) as daemon:
         daemon.wait_for("WARNING cannot notify the service manager: No such file or directory")
@@ -136,7 +136,7 @@ def test_a_manager_that_is_gone_is_warned_of_once_and_mail_goes_on(tmp_path: Pat
         ({"WATCHDOG_USEC": "1", "WATCHDOG_PID": "me"}, "WATCHDOG_PID 'me': expected"),
     ],
 )
-def test_variables_that_cannot_be_read_are_one_line(
+def test_invalid_variables_are_an_error_in_one_line(
     tmp_path: Path, environment: dict[str, str], says: str
 ) -> None:
     with pytest.raises(UsageError, match=re.escape(says)):
@@ -146,7 +146,7 @@ def test_variables_that_cannot_be_read_are_one_line(
     assert says in only_line(ended)
 
 
-def test_the_watchdog_of_another_process_is_left_to_it() -> None:
+def test_the_watchdog_of_another_process_is_ignored() -> None:
     environment = {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}
     notifier = Notifier.from_environment(environment)
     assert notifier is not None
@@ -163,7 +163,7 @@ def test_the_watchdog_of_another_process_is_left_to_it() -> None:
 
 
 def hears(manager: Manager, told: list[bytes]) -> bool:
-    """Take what the manager is told next, if anything; return whether that was so."""
+    """Read the next message to the manager, if there is one; return whether there was."""
     try:
         told.append(manager.sock.recv(4096, socket.MSG_DONTWAIT))
     except BlockingIOError:
@@ -171,7 +171,7 @@ def hears(manager: Manager, told: list[bytes]) -> bool:
     return True
 
 
-async def test_the_status_is_told_anew_only_when_it_is_another(
+async def test_the_status_is_sent_only_when_it_has_changed(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notifications, "STATUS_SECONDS", 0.01)
@@ -192,7 +192,7 @@ async def test_the_status_is_told_anew_only_when_it_is_another(
     ]
 
 
-async def test_what_a_slow_manager_has_no_room_for_is_told_later(
+async def test_fields_that_a_slow_manager_does_not_accept_are_sent_later(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notifications, "STATUS_SECONDS", 0.01)
@@ -213,7 +213,7 @@ async def test_what_a_slow_manager_has_no_room_for_is_told_later(
     assert told[0].startswith(b"READY=1\nSTATUS=")
 
 
-async def test_after_an_upgrade_nothing_is_told_but_whose_turn_it_is(manager: Manager) -> None:
+async def test_after_an_upgrade_only_the_new_process_id_is_sent(manager: Manager) -> None:
     service = Notifications(Notifier(manager.address, watchdog=0.02), Gate())
     await service.serving()
     await service.handed_over(4711)
@@ -222,7 +222,7 @@ async def test_after_an_upgrade_nothing_is_told_but_whose_turn_it_is(manager: Ma
     assert service._status_timer is None
 
 
-async def test_a_stop_asks_for_more_time_as_long_as_the_loop_turns(
+async def test_a_stop_requests_more_time_while_the_event_loop_runs(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notifications, "STATUS_SECONDS", 0.01)
@@ -233,6 +233,6 @@ async def test_a_stop_asks_for_more_time_as_long_as_the_loop_turns(
     while sum(b"EXTEND_TIMEOUT_USEC=" in message for message in told) < 3:
         await until(lambda: hears(manager, told))
     while not told[-1].startswith(b"WATCHDOG=1"):
-        await until(lambda: hears(manager, told))  # which is watched until the end
+        await until(lambda: hears(manager, told))  # the watchdog is active until the end
     await service.stop()
     assert sum(b"STOPPING=1" in message for message in told) == 1

@@ -1,4 +1,4 @@
-"""The pid-file: the lock is what counts, not the number in it."""
+"""The pid-file: the lock shows that a daemon runs, and not the number in the file."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "daemon.pid"
 
 
-def test_it_holds_the_pid_and_the_end_of_a_line(path: Path) -> None:
+def test_it_contains_the_pid_and_a_line_end(path: Path) -> None:
     pid_file = PidFile.acquire(path)
     pid_file.write(4711)
     assert path.read_bytes() == b"4711\n"
     pid_file.remove()
 
 
-def test_whoever_may_not_write_it_may_read_it(path: Path) -> None:
+def test_users_who_may_not_write_it_may_read_it(path: Path) -> None:
     old = os.umask(0o022)
     try:
         pid_file = PidFile.acquire(path)
@@ -48,7 +48,7 @@ def test_a_shorter_pid_leaves_nothing_of_a_longer_one(path: Path) -> None:
     pid_file.remove()
 
 
-def test_a_second_one_is_told_who_holds_it(path: Path) -> None:
+def test_the_error_of_a_second_process_names_the_pid_of_the_first(path: Path) -> None:
     first = PidFile.acquire(path)
     first.write(4711)
     with pytest.raises(CannotCreateError) as caught:
@@ -61,7 +61,7 @@ def test_a_second_one_is_told_who_holds_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "garbage\n", "\0" * 40, "-1\n"])
-def test_a_holder_without_a_readable_pid_is_still_a_holder(path: Path, content: str) -> None:
+def test_a_locked_file_without_a_pid_is_still_locked(path: Path, content: str) -> None:
     first = PidFile.acquire(path)
     path.write_text(content)
     with pytest.raises(CannotCreateError, match=r"a running process has locked it$"):
@@ -70,7 +70,7 @@ def test_a_holder_without_a_readable_pid_is_still_a_holder(path: Path, content: 
 
 
 @pytest.mark.parametrize("content", ["", "1\n", "{own}\n", "999999999\n", "garbage"])
-def test_a_file_that_nobody_has_locked_never_blocks(path: Path, content: str) -> None:
+def test_an_unlocked_file_does_not_prevent_a_lock(path: Path, content: str) -> None:
     path.write_text(content.format(own=os.getpid()))
     pid_file = PidFile.acquire(path)
     pid_file.write(os.getpid())
@@ -78,7 +78,7 @@ def test_a_file_that_nobody_has_locked_never_blocks(path: Path, content: str) ->
     pid_file.remove()
 
 
-def test_a_file_that_is_too_large_for_a_pid_is_refused_and_left_as_it_is(path: Path) -> None:
+def test_a_file_that_is_too_large_is_refused_and_not_changed(path: Path) -> None:
     path.write_text("-----BEGIN PRIVATE KEY-----\n" * 4)
     before = path.read_text()
     with pytest.raises(CannotCreateError, match=r"it has 112 bytes, so it is not a pid file$"):
@@ -86,13 +86,13 @@ def test_a_file_that_is_too_large_for_a_pid_is_refused_and_left_as_it_is(path: P
     assert path.read_text() == before
 
 
-def test_the_next_one_may_have_it_once_it_was_removed(path: Path) -> None:
+def test_it_can_be_locked_again_after_it_was_removed(path: Path) -> None:
     PidFile.acquire(path).remove()
     assert not path.exists()
     PidFile.acquire(path).remove()
 
 
-def test_the_next_one_may_have_it_once_it_was_let_go_of(path: Path) -> None:
+def test_it_can_be_locked_again_after_it_was_closed(path: Path) -> None:
     PidFile.acquire(path).close()
     assert path.exists()
     PidFile.acquire(path).remove()
@@ -108,7 +108,7 @@ def test_a_file_that_replaced_it_is_not_removed(path: Path) -> None:
     assert path.read_text() == "somebody else's\n"
 
 
-def test_a_file_that_is_gone_already_is_no_error(path: Path) -> None:
+def test_removing_a_file_that_does_not_exist_is_not_an_error(path: Path) -> None:
     pid_file = PidFile.acquire(path)
     path.unlink()
     assert not pid_file.is_ours()
@@ -116,10 +116,10 @@ def test_a_file_that_is_gone_already_is_no_error(path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_file_that_is_removed_between_open_and_lock_is_made_again(
+def test_a_file_that_is_removed_between_open_and_lock_is_created_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last holder's removal: whoever locked the old file would have locked nothing."""
+    """The last owner removes it then: a lock of the old file would have no effect."""
     real = PidFile._lock
     removed: list[PidFile] = []
 
@@ -151,7 +151,7 @@ input()
 
 
 @pytest.mark.parametrize("kind", ["flock", "lockf"])
-def test_a_readers_lock_on_a_stale_file_blocks_nobody(path: Path, kind: str) -> None:
+def test_a_read_lock_on_a_stale_file_does_not_prevent_a_start(path: Path, kind: str) -> None:
     path.write_text("4711\n")
     command = [sys.executable, "-c", READER, str(path), kind]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
@@ -167,8 +167,8 @@ def test_a_readers_lock_on_a_stale_file_blocks_nobody(path: Path, kind: str) -> 
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_reader_can_lock_a_file_only_once_it_is_held(path: Path) -> None:
-    """So nobody comes between the making of a file and its lock."""
+def test_a_reader_cannot_lock_a_file_that_is_locked(path: Path) -> None:
+    """A read lock fails while the write lock exists."""
     pid_file = PidFile.acquire(path)
     with path.open() as file, pytest.raises(BlockingIOError):
         fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -176,7 +176,7 @@ def test_a_reader_can_lock_a_file_only_once_it_is_held(path: Path) -> None:
 
 
 def test_a_file_of_another_user_is_refused(path: Path) -> None:
-    needs_root()  # only root can give a file away
+    needs_root()  # only root can change the owner of a file
     path.write_text("1\n")
     os.chown(path, 65534, 65534)
     with pytest.raises(CannotCreateError, match=r"it belongs to another user \(uid 65534\)"):
@@ -185,7 +185,7 @@ def test_a_file_of_another_user_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
-def test_a_file_that_others_may_write_to_is_refused(path: Path, mode: int) -> None:
+def test_a_file_that_other_users_may_write_is_refused(path: Path, mode: int) -> None:
     path.write_text("1\n")
     path.chmod(mode)
     with pytest.raises(CannotCreateError, match=f"others may write to it \\(mode {mode:o}"):
@@ -193,7 +193,7 @@ def test_a_file_that_others_may_write_to_is_refused(path: Path, mode: int) -> No
     assert path.read_text() == "1\n"
 
 
-def test_a_file_that_has_another_name_is_refused(path: Path) -> None:
+def test_a_file_with_several_hard_links_is_refused(path: Path) -> None:
     precious = path.with_name("precious")
     precious.write_text("precious")
     path.hardlink_to(precious)
@@ -202,7 +202,7 @@ def test_a_file_that_has_another_name_is_refused(path: Path) -> None:
     assert precious.read_text() == "precious"
 
 
-def test_what_is_no_file_is_refused_at_once(path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused_without_blocking(path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(CannotCreateError, match="it is not a file"):
         PidFile.acquire(path)
@@ -223,7 +223,7 @@ def test_a_directory_is_refused(path: Path) -> None:
         PidFile.acquire(path)
 
 
-def test_a_directory_that_is_not_there_is_not_made(path: Path) -> None:
+def test_a_missing_directory_is_not_created(path: Path) -> None:
     with pytest.raises(CannotCreateError, match="does not exist"):
         PidFile.acquire(path / "below")
     assert not path.exists()
@@ -238,8 +238,8 @@ def test_a_relative_path_is_made_absolute(path: Path, monkeypatch: pytest.Monkey
     assert not path.exists()
 
 
-def test_the_lock_passes_to_a_child_and_outlives_the_parents_end_of_it(path: Path) -> None:
-    """As it does when the daemon is forked; what is executed instead does not get it."""
+def test_a_child_process_inherits_the_lock_and_keeps_it(path: Path) -> None:
+    """The daemon is forked with the lock; a program that it executes does not inherit it."""
     pid_file = PidFile.acquire(path)
     waits = [sys.executable, "-c", "input()"]
     with (

@@ -1,4 +1,4 @@
-"""Privileges that are wanting: what a plain user may not do is one line, and nothing is left."""
+"""Missing privileges: the error is one line, and no files are left behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("detach", [(), ("--detach",)], ids=["in front", "detached"])
-def test_a_privileged_port_takes_privileges(
+def test_a_privileged_port_needs_privileges(
     detach: tuple[str, ...], command_for_nobody: list[str], public: Path
 ) -> None:
     first = int(proc("sys/net/ipv4/ip_unprivileged_port_start").read_text())
@@ -59,7 +59,7 @@ def test_a_privileged_port_takes_privileges(
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_what_a_plain_user_may_not_do_is_one_line(
+def test_a_missing_privilege_is_an_error_in_one_line(
     options: tuple[str, ...],
     status: int,
     words: tuple[str, ...],
@@ -77,10 +77,10 @@ def test_what_a_plain_user_may_not_do_is_one_line(
 
 
 @pytest.mark.parametrize("detach", [(), ("--detach",)], ids=["in front", "detached"])
-def test_what_the_user_of_u_may_not_do_leaves_nothing_of_roots(
+def test_an_error_after_dropping_privileges_leaves_no_files_of_root(
     detach: tuple[str, ...], command_for_nobody: list[str], public: Path
 ) -> None:
-    """Root made the pid-file and the socket, and is gone when the Maildir cannot be made."""
+    """Root creates the pid-file and the socket; the Maildir fails after dropping privileges."""
     mark = uuid.uuid4().hex
     ended = run(
         *("-l", "127.0.0.1:0", "-l", "unix:smtp.sock", "--pid-file", "daemon.pid", "-u", "nobody"),
@@ -97,7 +97,7 @@ def test_what_the_user_of_u_may_not_do_leaves_nothing_of_roots(
     assert_no_process(mark)
 
 
-def test_root_is_no_user_to_drop_privileges_to(place: Place) -> None:
+def test_privileges_cannot_be_dropped_to_root(place: Place) -> None:
     needs_root()
     ended = place.start("-u", "root")
     assert ended.returncode == os.EX_NOPERM

@@ -1,4 +1,4 @@
-"""Reloads of a daemon: the settings of its file hold from SIGHUP on; a bad file changes nothing."""
+"""Reloads of a daemon: SIGHUP applies the settings of its file; an invalid file changes nothing."""
 
 from __future__ import annotations
 
@@ -59,20 +59,20 @@ def deliver(client: smtplib.SMTP, body: str) -> None:
     client.sendmail("a@example.com", ["b@example.com"], f"Subject: x\r\n\r\n{body}\r\n")
 
 
-def test_all_that_a_file_says_holds_after_a_reload(tmp_path: Path) -> None:
+def test_all_settings_of_the_file_apply_after_a_reload(tmp_path: Path) -> None:
     ports = {"one": free_ports(1, "127.0.0.1")[0], "two": free_ports(1, "127.0.0.2")[0]}
     path = tmp_path / "smtpd-fork.toml"
     path.write_text(FIRST.format_map(ports))
     with Daemon("--config", str(path), cwd=tmp_path) as daemon, daemon.smtp() as before:
         assert before.ehlo()[1].startswith(b"one.example")
         reload(daemon, path, SECOND.format_map(ports), "configuration reloaded")
-        assert before.ehlo()[1].startswith(b"one.example")  # as it began
+        assert before.ehlo()[1].startswith(b"one.example")  # with the settings of its begin
         deliver(before, "old")
         with smtplib.SMTP("127.0.0.2", ports["two"]) as after:
             assert after.ehlo()[1].startswith(b"two.example")
             deliver(after, "new")
             with pytest.raises(smtplib.SMTPConnectError, match="421"):
-                daemon.smtp()  # two of 127.0.0.1 are in, and no more may be
+                daemon.smtp()  # 127.0.0.1 has two sessions, which is the new limit
         reload(daemon, path, FIRST.format_map(ports), "configuration reloaded")
         daemon.wait_for("no longer listening on 127.0.0.2")
         with pytest.raises(ConnectionRefusedError):
@@ -81,7 +81,7 @@ def test_all_that_a_file_says_holds_after_a_reload(tmp_path: Path) -> None:
     assert "new" in messages(tmp_path / "second")[0]
 
 
-def test_a_file_that_is_wrong_changes_nothing_and_is_told(tmp_path: Path) -> None:
+def test_an_invalid_file_changes_nothing_and_is_logged(tmp_path: Path) -> None:
     ports = {"one": free_ports(1, "127.0.0.1")[0], "two": free_ports(1, "127.0.0.2")[0]}
     good = FIRST.format_map(ports)
     path = tmp_path / "smtpd-fork.toml"
@@ -114,7 +114,7 @@ def test_a_file_that_is_wrong_changes_nothing_and_is_told(tmp_path: Path) -> Non
     assert len(messages(tmp_path / "first")) == 1
 
 
-def test_what_takes_a_restart_is_said_to(tmp_path: Path) -> None:
+def test_settings_that_need_a_restart_are_logged(tmp_path: Path) -> None:
     path = tmp_path / "smtpd-fork.toml"
     text = 'listen = "127.0.0.1:0"\nhandler = "discard"\n'
     path.write_text(text)
@@ -124,7 +124,7 @@ def test_what_takes_a_restart_is_said_to(tmp_path: Path) -> None:
         daemon.deliver()
 
 
-def test_flags_still_win_after_a_reload(tmp_path: Path) -> None:
+def test_flags_still_override_the_file_after_a_reload(tmp_path: Path) -> None:
     path = tmp_path / "smtpd-fork.toml"
     path.write_text('hostname = "file.example"\nlisten = "127.0.0.1:0"\n')
     options = ("--config", str(path), "--hostname", "flag.example", "--handler", "discard")
@@ -134,7 +134,9 @@ def test_flags_still_win_after_a_reload(tmp_path: Path) -> None:
             assert client.ehlo()[1].startswith(b"flag.example")
 
 
-def test_a_detached_daemon_knows_relative_paths_by_the_folder_of_its_start(tmp_path: Path) -> None:
+def test_relative_paths_of_a_detached_daemon_refer_to_the_directory_of_its_start(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists/deny").write_text("127.0.0.9\n")
     path = tmp_path / "smtpd-fork.toml"
@@ -151,10 +153,10 @@ def test_a_detached_daemon_knows_relative_paths_by_the_folder_of_its_start(tmp_p
 
 
 @on_both_loops
-def test_under_a_steady_load_no_message_is_lost_and_nobody_is_refused(
+def test_under_steady_load_no_message_is_lost_and_no_client_refused(
     tmp_path: Path, loop: str
 ) -> None:
-    """Postfix's smtp-source ends with the first connection or message that fails."""
+    """smtp-source of Postfix exits at the first connection or message that fails."""
     path = tmp_path / "smtpd-fork.toml"
     address = f"127.0.0.1:{free_ports(1, '127.0.0.1')[0]}"
 

@@ -1,4 +1,4 @@
-"""Rotation by a daemon: SIGHUP, paths, a user without the key, and renewals under load."""
+"""Certificate rotation in a daemon: SIGHUP, paths, a key that the user cannot read, and load."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def daemon_shows(daemon: Daemon, authority: Authority) -> set[str]:
     return {one.serial for one in shaken}
 
 
-def test_a_hangup_has_the_certificates_read_again(
+def test_sighup_reloads_the_certificates(
     tmp_path: Path, authority: Authority, old: Issued, new: Issued
 ) -> None:
     was = old.serial
@@ -42,7 +42,7 @@ def test_a_hangup_has_the_certificates_read_again(
         assert daemon_shows(daemon, authority) == {new.serial}
 
 
-def test_a_key_that_cannot_be_used_does_not_keep_the_lists_from_being_read(
+def test_an_unusable_key_does_not_prevent_the_reload_of_lists(
     tmp_path: Path, authority: Authority, old: Issued, new: Issued
 ) -> None:
     denied, was = tmp_path / "denied", old.serial
@@ -56,7 +56,7 @@ def test_a_key_that_cannot_be_used_does_not_keep_the_lists_from_being_read(
         assert daemon_shows(daemon, authority) == {was}
 
 
-def test_a_detached_daemon_finds_its_files_by_the_paths_that_it_was_given(
+def test_a_detached_daemon_finds_its_files_by_relative_paths(
     tmp_path: Path, authority: Authority, old: Issued, new: Issued
 ) -> None:
     options = (*LOCAL, "--tls-cert", "old.pem", "--tls-key", "old.key")
@@ -67,7 +67,7 @@ def test_a_detached_daemon_finds_its_files_by_the_paths_that_it_was_given(
         assert (shaken.status, shaken.serial) == (0, new.serial)
 
 
-def test_a_key_that_the_user_may_not_read_is_told_at_the_start_and_at_a_renewal(
+def test_a_key_that_the_user_cannot_read_is_logged_at_start_and_renewal(
     public: Path, command_for_nobody: list[str]
 ) -> None:
     needs_root()
@@ -88,10 +88,10 @@ def test_a_key_that_the_user_may_not_read_is_told_at_the_start_and_at_a_renewal(
         assert len([line for line in daemon.log.splitlines() if KEPT in line]) == 1
 
 
-def test_certificates_are_renewed_under_load_and_no_handshake_fails(
+def test_certificates_are_renewed_under_load_without_failed_handshakes(
     tmp_path: Path, authority: Authority, old: Issued
 ) -> None:
-    """By openssl in both forms, by swaks, and by one session that lasts."""
+    """The clients are openssl with both kinds of TLS, swaks, and one long session."""
     peers("openssl", "swaks")
     volume = Volume(tmp_path / "volume", old)
     options = (*DAEMON[:4], *volume.options, "--hostname", "mx.example.com")

@@ -1,4 +1,4 @@
-"""Signals: who is inside is heard out and told 421, and the daemon ends."""
+"""Signals: messages in progress are completed, clients get 421, and the daemon ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_idle_session_is_told_421_and_the_status_is_0(
+def test_an_idle_session_gets_421_and_the_exit_status_is_0(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     with Daemon(*LOCAL, cwd=tmp_path) as daemon:
@@ -28,7 +28,7 @@ def test_an_idle_session_is_told_421_and_the_status_is_0(
 
 
 @on_both_loops
-def test_a_message_in_flight_is_finished_and_then_the_session_ends(
+def test_a_message_in_progress_is_completed_before_the_session_ends(
     tmp_path: Path, loop: str
 ) -> None:
     with Daemon("-l", "127.0.0.1:0", "--loop", loop, cwd=tmp_path) as daemon:
@@ -45,7 +45,7 @@ def test_a_message_in_flight_is_finished_and_then_the_session_ends(
     assert text.endswith("\n\nand half a line\n")
 
 
-def test_a_client_that_waits_in_the_backlog_is_told_421(tmp_path: Path) -> None:
+def test_a_client_in_the_backlog_gets_421(tmp_path: Path) -> None:
     with Daemon(*LOCAL, "-c", "1", cwd=tmp_path) as daemon:
         inside = daemon.smtp()
         with socket.create_connection(("127.0.0.1", daemon.port), timeout=PATIENCE) as waiting:
@@ -56,7 +56,7 @@ def test_a_client_that_waits_in_the_backlog_is_told_421(tmp_path: Path) -> None:
         assert daemon.process.wait(PATIENCE) == 0
 
 
-def test_a_client_that_waits_for_its_time_is_told_421(tmp_path: Path) -> None:
+def test_a_client_that_waits_with_a_time_limit_gets_421(tmp_path: Path) -> None:
     options = ("-c", "1", "--when-full", "defer:60")
     with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon:
         inside = daemon.smtp()
@@ -67,7 +67,7 @@ def test_a_client_that_waits_for_its_time_is_told_421(tmp_path: Path) -> None:
         assert daemon.process.wait(PATIENCE) == 0
 
 
-def test_a_message_that_stalls_is_cut_when_the_time_is_up(tmp_path: Path) -> None:
+def test_a_message_that_stalls_is_cut_after_the_time_limit(tmp_path: Path) -> None:
     options = ("-l", "127.0.0.1:0", "--shutdown-timeout", "300ms")
     with Daemon(*options, cwd=tmp_path) as daemon:
         client = daemon.smtp()
@@ -83,7 +83,9 @@ def test_a_message_that_stalls_is_cut_when_the_time_is_up(tmp_path: Path) -> Non
 
 @on_both_loops
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_stops_at_once(tmp_path: Path, loop: str, second: signal.Signals) -> None:
+def test_a_second_signal_stops_immediately(
+    tmp_path: Path, loop: str, second: signal.Signals
+) -> None:
     options = ("--pid-file", "daemon.pid", "--shutdown-timeout", "60", "--loop", loop)
     with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon:
         client = daemon.smtp()
@@ -100,7 +102,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, loop: str, second: signal
     assert not (tmp_path / "daemon.pid").exists()
 
 
-def test_signals_that_come_together_do_no_harm(tmp_path: Path) -> None:
+def test_simultaneous_signals_do_no_harm(tmp_path: Path) -> None:
     with Daemon(*LOCAL, "--pid-file", "daemon.pid", cwd=tmp_path) as daemon:
         for _ in range(20):
             daemon.signal(signal.SIGTERM)
@@ -120,7 +122,7 @@ def test_sighup_does_not_end_it(tmp_path: Path) -> None:
         assert daemon.stop() == 0
 
 
-def test_a_client_that_vanishes_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+def test_a_client_that_disappears_does_not_delay_the_stop(tmp_path: Path) -> None:
     with Daemon(*LOCAL, cwd=tmp_path) as daemon:
         client = daemon.smtp()
         begin_data(client)
@@ -132,8 +134,8 @@ def test_a_client_that_vanishes_does_not_hold_up_the_stop(tmp_path: Path) -> Non
         assert time.monotonic() - begun < 5
 
 
-def test_a_port_can_be_bound_again_at_once(tmp_path: Path) -> None:
-    """With sessions of the old daemon in TIME_WAIT, which it closed first."""
+def test_a_port_can_be_bound_again_immediately(tmp_path: Path) -> None:
+    """Connections that the old daemon has closed are in TIME_WAIT."""
     with Daemon(*LOCAL, cwd=tmp_path) as old:
         idle = old.smtp()
         old.signal(signal.SIGTERM)

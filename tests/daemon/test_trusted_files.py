@@ -1,4 +1,4 @@
-"""Files that another user may have planted: they are not logged to, and hold no pid."""
+"""Files that another user may have planted are used neither as a log nor as a pid-file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 
 @pytest.fixture
-def everybodys(tmp_path: Path) -> Path:
-    """Return a directory as /tmp is."""
-    directory = tmp_path / "everybodys"
+def shared(tmp_path: Path) -> Path:
+    """Return a world-writable directory with the sticky bit, like /tmp."""
+    directory = tmp_path / "shared"
     directory.mkdir()
     directory.chmod(0o1777)
     return directory
@@ -46,17 +46,17 @@ def appended(path: Path) -> None:
     os.close(descriptor)
 
 
-def test_a_link_of_ours_is_followed_wherever_it_is(everybodys: Path, precious: Path) -> None:
-    (everybodys / "absolute").symlink_to(precious)
-    (everybodys / "relative").symlink_to("../precious")
-    (everybodys / "directory").symlink_to("..")
-    (everybodys / "chain").symlink_to("directory/everybodys/relative")
-    (everybodys / "new").symlink_to("made")
-    for name in ("absolute", "relative", "directory/precious", "chain", "../everybodys/chain"):
-        appended(everybodys / name)
+def test_a_link_of_the_same_user_is_followed_in_any_directory(shared: Path, precious: Path) -> None:
+    (shared / "absolute").symlink_to(precious)
+    (shared / "relative").symlink_to("../precious")
+    (shared / "directory").symlink_to("..")
+    (shared / "chain").symlink_to("directory/shared/relative")
+    (shared / "new").symlink_to("made")
+    for name in ("absolute", "relative", "directory/precious", "chain", "../shared/chain"):
+        appended(shared / name)
     assert precious.read_text() == "precious\n" + "more\n" * 5
-    appended(everybodys / "new")
-    assert (everybodys / "made").read_text() == "more\n"
+    appended(shared / "new")
+    assert (shared / "made").read_text() == "more\n"
 
 
 def test_links_in_a_circle_are_an_error(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_links_in_a_circle_are_an_error(tmp_path: Path) -> None:
 
 
 def test_the_links_of_proc_are_followed() -> None:
-    """As /dev/stderr is one: its text is no path."""
+    """/dev/stderr is such a link: its target is not a path."""
     read, write = os.pipe()
     appended(proc("self", "fd", write))
     assert os.read(read, 10) == b"more\n"
@@ -76,56 +76,56 @@ def test_the_links_of_proc_are_followed() -> None:
 
 
 @pytest.mark.parametrize("mode", [0o1777, 0o755])
-def test_root_follows_no_link_of_another_user(everybodys: Path, precious: Path, mode: int) -> None:
+def test_root_follows_no_link_of_another_user(shared: Path, precious: Path, mode: int) -> None:
     needs_root()
-    everybodys.chmod(mode)
-    planted(everybodys / "log", precious)
-    planted(everybodys / "directory", precious.parent)
-    (everybodys / "chain").symlink_to("log")
+    shared.chmod(mode)
+    planted(shared / "log", precious)
+    planted(shared / "directory", precious.parent)
+    (shared / "chain").symlink_to("log")
     for name in ("log", "directory/precious", "chain"):
         with pytest.raises(PermissionError, match="is a link of another user"):
-            safe_open(everybodys / name, APPEND)
+            safe_open(shared / name, APPEND)
     assert precious.read_text() == "precious\n"
 
 
-def test_root_takes_no_file_of_another_user_where_everybody_may_write(everybodys: Path) -> None:
+def test_root_uses_no_file_of_another_user_in_a_world_writable_directory(shared: Path) -> None:
     needs_root()
-    path = everybodys / "log"
+    path = shared / "log"
     path.touch()
     os.chown(path, NOBODY, NOBODY)
     with pytest.raises(PermissionError, match="it belongs to another user"):
         safe_open(path, APPEND)
-    everybodys.chmod(0o755)  # now it was an administrator who put it there
+    shared.chmod(0o755)  # now root is the owner
     appended(path)
 
 
-def test_a_file_with_another_name_is_refused_where_everybody_may_write(
-    everybodys: Path, precious: Path
+def test_a_file_with_hard_links_is_refused_in_a_world_writable_directory(
+    shared: Path, precious: Path
 ) -> None:
-    path = everybodys / "log"
+    path = shared / "log"
     path.hardlink_to(precious)
     with pytest.raises(PermissionError, match="several hard links"):
         safe_open(path, APPEND)
     assert precious.read_text() == "precious\n"
 
 
-def test_the_log_is_not_written_by_way_of_a_planted_link(everybodys: Path, precious: Path) -> None:
+def test_the_log_is_not_written_through_a_planted_link(shared: Path, precious: Path) -> None:
     needs_root()
-    planted(everybodys / "smtpd.log", precious)
-    options = (*LOCAL, "--log-to", "everybodys/smtpd.log")
+    planted(shared / "smtpd.log", precious)
+    options = (*LOCAL, "--log-to", "shared/smtpd.log")
     for command in ((), ("check",)):
-        ended = run(*command, *options, cwd=everybodys.parent)
+        ended = run(*command, *options, cwd=shared.parent)
         assert ended.returncode == os.EX_CANTCREAT
-        assert f"cannot log to {everybodys}/smtpd.log: smtpd.log is a link" in ended.stderr
+        assert f"cannot log to {shared}/smtpd.log: smtpd.log is a link" in ended.stderr
     assert precious.read_text() == "precious\n"
 
 
-def test_a_pid_file_of_another_user_is_not_used(everybodys: Path) -> None:
+def test_a_pid_file_of_another_user_is_not_used(shared: Path) -> None:
     needs_root()
-    path = everybodys / "daemon.pid"
+    path = shared / "daemon.pid"
     path.write_text("1\n")
     os.chown(path, NOBODY, NOBODY)
-    ended = run(*LOCAL, "--pid-file", "everybodys/daemon.pid", cwd=everybodys.parent)
+    ended = run(*LOCAL, "--pid-file", "shared/daemon.pid", cwd=shared.parent)
     assert ended.returncode == os.EX_CANTCREAT
     assert "cannot write pid file" in ended.stderr
     assert "it belongs to another user" in ended.stderr

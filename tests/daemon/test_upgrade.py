@@ -1,4 +1,4 @@
-"""Upgrade: SIGUSR2, a new process goes on, and nobody outside sees that there are two."""
+"""Upgrade: SIGUSR2 starts a new process that serves on the same sockets, without interruption."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from smtpd_fork.sinks import Discard
 
 
 @on_both_loops
-def test_sockets_paths_and_the_pid_file_go_to_the_new_one_and_sessions_stay(
+def test_the_new_process_gets_sockets_and_pid_file_and_sessions_continue(
     tmp_path: Path, loop: str
 ) -> None:
     path, pid_file = tmp_path / "smtp.sock", tmp_path / "daemon.pid"
@@ -116,7 +116,7 @@ def lines(path: Path) -> list[str]:
 
 
 @on_both_loops
-def test_clients_in_the_backlog_come_in_with_the_new_one(tmp_path: Path, loop: str) -> None:
+def test_the_new_process_admits_the_clients_in_the_backlog(tmp_path: Path, loop: str) -> None:
     with (
         Daemon(*LOCAL, "-c", "2", "--loop", loop, cwd=tmp_path) as daemon,
         Successors(daemon) as successors,
@@ -135,8 +135,8 @@ def test_clients_in_the_backlog_come_in_with_the_new_one(tmp_path: Path, loop: s
         assert daemon.process.wait(PATIENCE) == 0
 
 
-def test_clients_who_wait_for_a_place_in_the_old_one_get_it_there(tmp_path: Path) -> None:
-    proc()  # before there is anything to close
+def test_clients_that_wait_in_the_old_process_get_a_slot_there(tmp_path: Path) -> None:
+    proc()  # before the old process has sessions to close
     options = (*LOCAL, "-c", "1", "--when-full", "defer:60")
     with Daemon(*options, cwd=tmp_path) as daemon, Successors(daemon) as successors:
         inside = daemon.smtp()
@@ -151,7 +151,7 @@ def test_clients_who_wait_for_a_place_in_the_old_one_get_it_there(tmp_path: Path
 
 
 def accepted(pid: int) -> int:
-    """Return how many connections of TCP a process has open."""
+    """Return the number of open TCP connections of a process."""
     found = {os.readlink(entry) for entry in proc(pid, "fd").iterdir()}
     established = [
         line.split()[9]
@@ -161,7 +161,7 @@ def accepted(pid: int) -> int:
     return sum(f"socket:[{inode}]" in found for inode in established)
 
 
-def test_the_old_one_that_drains_can_still_be_stopped(tmp_path: Path) -> None:
+def test_a_draining_old_process_can_still_be_stopped(tmp_path: Path) -> None:
     with Daemon(*LOCAL, cwd=tmp_path) as daemon, Successors(daemon) as successors:
         idle = daemon.smtp()
         successors.upgrade()
@@ -173,8 +173,8 @@ def test_the_old_one_that_drains_can_still_be_stopped(tmp_path: Path) -> None:
         daemon.deliver()
 
 
-def test_new_settings_hold_for_the_new_one_and_its_addresses(tmp_path: Path) -> None:
-    """The command line is the same; what it reads (here by a wrapper) need not be."""
+def test_the_new_process_has_new_settings_and_addresses(tmp_path: Path) -> None:
+    """The command line is the same; the settings that it reads (here by a wrapper) may differ."""
     stays, goes, comes = free_ports(3)
     settings = tmp_path / "settings"
 
@@ -204,7 +204,7 @@ def test_new_settings_hold_for_the_new_one_and_its_addresses(tmp_path: Path) -> 
         assert not (tmp_path / "goes.sock").exists()
 
 
-async def test_a_server_that_withdrew_greets_who_was_accepted_and_leaves_when_all_have() -> None:
+async def test_a_withdrawn_server_serves_accepted_clients_and_leaves_after_them() -> None:
     sock = socket.create_server(("127.0.0.1", 0))
     options: dict[str, Any] = {"sockets": [sock.dup()], "greet_pause": 0.2}
     async with serve(Discard(), **options) as server:
@@ -223,7 +223,7 @@ async def test_a_server_that_withdrew_greets_who_was_accepted_and_leaves_when_al
     sock.close()
 
 
-async def test_a_server_that_rested_accepts_again() -> None:
+async def test_a_resting_server_can_accept_again() -> None:
     sock = socket.create_server(("127.0.0.1", 0))
     options: dict[str, Any] = {"sockets": [sock.dup()], "limit_connections": 1}
     async with serve(Discard(), **options) as server:
@@ -244,7 +244,7 @@ async def test_a_server_that_rested_accepts_again() -> None:
 
 
 @on_both_loops
-def test_a_detached_daemon_is_followed_by_a_detached_one(tmp_path: Path, loop: str) -> None:
+def test_the_new_process_of_a_detached_daemon_is_detached(tmp_path: Path, loop: str) -> None:
     options = ("-l", "127.0.0.1:0", "--pid-file", "daemon.pid", "--loop", loop)
     with Detached(*options, cwd=tmp_path) as old:
         with old.smtp() as client:
@@ -270,10 +270,10 @@ def test_a_detached_daemon_is_followed_by_a_detached_one(tmp_path: Path, loop: s
 
 
 @pytest.mark.parametrize("detach", [False, True], ids=["in front", "detached"])
-def test_another_user_takes_over_what_root_made(
+def test_a_process_of_another_user_gets_the_files_that_root_created(
     public: Path, command_for_nobody: list[str], *, detach: bool
 ) -> None:
-    """The pid-file in root's directory is written in place; the cleanup process stays."""
+    """The pid-file in the directory of root is overwritten; the cleanup process stays."""
     (public / "run").mkdir(0o755)
     pid_file, sock = public / "run/daemon.pid", public / "run/smtp.sock"
     log = public / "smtpd.log"
@@ -302,7 +302,7 @@ def test_another_user_takes_over_what_root_made(
 # -- what is written down ----------------------------------------------------------------------
 
 
-def test_every_line_of_its_log_is_in_the_docs_with_its_level() -> None:
+def test_all_log_lines_of_upgrades_are_documented_with_their_levels() -> None:
     page = read("docs/systemd.md")
     told = set(re.findall(r"^\| `([^`]+)` \| (info|warning|error) \|$", page, re.MULTILINE))
     source = Path(upgrade.__file__).read_text() + Path(serve_module.__file__).read_text()
@@ -313,8 +313,8 @@ def test_every_line_of_its_log_is_in_the_docs_with_its_level() -> None:
     assert ours == told
 
 
-async def test_a_server_that_withdrew_cannot_be_reloaded() -> None:
-    """A listener that a reload opened then would be nobody's."""
+async def test_a_withdrawn_server_cannot_be_reloaded() -> None:
+    """No process would own a listener that such a reload opens."""
     async with serve(Discard()) as server:
         server.withdraw()
         with pytest.raises(OperatingSystemError, match="not running"):

@@ -1,4 +1,4 @@
-"""Another user: what root does first, what is not possible later, and the cleanup process."""
+"""Dropping privileges: steps that root does before, errors after it, and the cleanup process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def public(public: Path) -> Path:
-    """A folder that the user nobody can enter; in it `spool`, nobody's own, and `run`, root's."""
+    """A directory that the user `nobody` can enter; with `spool` of `nobody`, and `run` of root."""
     (public / "spool").mkdir()
     os.chown(public / "spool", NOBODY, NOBODY)
     (public / "run").mkdir(0o700)
@@ -57,7 +57,7 @@ def test_the_process_becomes_the_user_with_all_its_ids(
             assert int(status[capabilities][0], 16) == 0
 
 
-def test_root_cannot_come_back(public: Path, command_for_nobody: list[str]) -> None:
+def test_the_process_cannot_become_root_again(public: Path, command_for_nobody: list[str]) -> None:
     proc()
     (public / "attempt.py").write_text(
         "import os\n\n\n"
@@ -92,7 +92,9 @@ def test_a_user_may_be_named_by_its_number(public: Path, command_for_nobody: lis
         assert "running as root" not in daemon.log
 
 
-def test_who_stays_root_is_warned(public: Path, command_for_nobody: list[str]) -> None:
+def test_a_warning_is_logged_if_the_daemon_runs_as_root(
+    public: Path, command_for_nobody: list[str]
+) -> None:
     with Daemon(*LOCAL, cwd=public, command=command_for_nobody) as daemon:
         assert "WARNING running as root; name a user with --user" in daemon.log
 
@@ -106,7 +108,7 @@ def test_the_maildir_belongs_to_the_user(public: Path, command_for_nobody: list[
     assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(NOBODY, NOBODY)}
 
 
-def test_a_privileged_port_is_bound_before_root_is_gone(
+def test_a_privileged_port_is_bound_before_privileges_are_dropped(
     public: Path, command_for_nobody: list[str]
 ) -> None:
     first = int(proc("sys/net/ipv4/ip_unprivileged_port_start").read_text())
@@ -125,7 +127,7 @@ def free_privileged_port(first: int) -> int:
     raise AssertionError("every privileged port is taken")
 
 
-def test_what_only_root_can_read_is_read_before_root_is_gone(
+def test_files_that_only_root_can_read_are_read_before_privileges_are_dropped(
     public: Path, command_for_nobody: list[str], certificates: Certificates
 ) -> None:
     tls = ("--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key))
@@ -151,7 +153,7 @@ def test_what_only_root_can_read_is_read_before_root_is_gone(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("detach", [False, True], ids=["in front", "detached"])
-def test_what_only_root_can_remove_is_removed_at_the_end(
+def test_files_that_only_root_can_remove_are_removed_at_the_end(
     public: Path, command_for_nobody: list[str], number: signal.Signals, *, detach: bool
 ) -> None:
     pid_file, sock = public / "run/daemon.pid", public / "run/smtp.sock"
@@ -165,12 +167,12 @@ def test_what_only_root_can_remove_is_removed_at_the_end(
             client.connect(str(sock))
             assert client.recv(4) == b"220 "
         daemon.stop(number)
-    if number == signal.SIGKILL:  # nobody was there to wait for the cleanup process
+    if number == signal.SIGKILL:  # no process waited for the cleanup process
         until(lambda: not any((public / "run").iterdir()), "the cleanup process is done")
     assert list((public / "run").iterdir()) == []
 
 
-def test_a_restart_after_a_kill_finds_nothing_in_its_way(
+def test_files_of_a_killed_daemon_do_not_prevent_a_restart(
     public: Path, command_for_nobody: list[str]
 ) -> None:
     options = (*AS_NOBODY, "-l", "unix:run/smtp.sock", "--pid-file", "run/daemon.pid")
@@ -184,7 +186,7 @@ def test_a_restart_after_a_kill_finds_nothing_in_its_way(
 def test_the_cleanup_process_does_not_remove_the_socket_of_the_next_daemon(
     public: Path, command_for_nobody: list[str]
 ) -> None:
-    """Where the user may remove the path itself, it is free before the cleanup process ends."""
+    """If the user may remove the path, it can be used before the cleanup process ends."""
     path = public / "spool/smtp.sock"
     options = ("-u", "nobody", "-l", f"unix:{path}", "--handler", "discard")
     with (
@@ -203,7 +205,7 @@ def test_the_cleanup_process_does_not_remove_the_socket_of_the_next_daemon(
             assert new.stop() == 0
 
 
-def test_the_cleanup_process_holds_no_port_and_ends_with_the_daemon(
+def test_the_cleanup_process_has_no_open_port_and_ends_with_the_daemon(
     public: Path, command_for_nobody: list[str]
 ) -> None:
     with Daemon(*AS_NOBODY, cwd=public, command=command_for_nobody) as daemon:

@@ -1,4 +1,4 @@
-"""Files of a daemon that drops privileges: its log, and the library that USER cannot read."""
+"""Files of a daemon that drops privileges: its log, and a library that the user cannot read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pid_of(path: Path) -> int:
 
 @pytest.fixture
 def stopped_after(public: Path) -> Iterator[Path]:
-    """The pid-file of a daemon that is ended after the test."""
+    """The path of a pid-file; its daemon is ended after the test."""
     pid_file = public / "daemon.pid"
     yield pid_file
     if pid_file.exists() and (pid := pid_of(pid_file)):
@@ -34,10 +34,10 @@ def stopped_after(public: Path) -> Iterator[Path]:
         wait_until_gone(pid)
 
 
-def test_readmes_recipe_reloads_and_upgrades_with_a_log_that_belongs_to_the_user(
+def test_the_command_of_the_readme_can_reload_and_upgrade_with_a_log_of_the_user(
     public: Path, command_for_nobody: list[str], stopped_after: Path
 ) -> None:
-    """As root: --user, --detach, --pid-file, and --log-to in a directory that is root's alone."""
+    """As root with --user, --detach, --pid-file, and --log-to in a directory of root."""
     spool, logs = public / "mail", public / "log"
     spool.mkdir()
     os.chown(spool, NOBODY, NOBODY)
@@ -65,7 +65,7 @@ def test_readmes_recipe_reloads_and_upgrades_with_a_log_that_belongs_to_the_user
 
 
 def unreadable_python() -> list[str]:
-    """Return the command, if its Python cannot be read by the user nobody."""
+    """Return a command whose Python the user `nobody` cannot read; skip if there is none."""
     needs_root()
     parents = Path(sys.executable).resolve().parents
     if all(parent.stat().st_mode & stat.S_IXOTH for parent in parents):

@@ -1,4 +1,4 @@
-"""Addresses: how they are written, and which of them are bound on which ports."""
+"""Addresses: the forms of an address, and the ports on which they are bound."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from smtpd_fork.listeners import Address, expand_ports, parse_address
         ("smtps+require-tls:*", Address("smtps+require-tls", "*")),
     ],
 )
-def test_an_address_is_read_as_people_write_it(text: str, address: Address) -> None:
+def test_all_forms_of_an_address_are_parsed(text: str, address: Address) -> None:
     assert parse_address(text) == address
     assert parse_address(str(address)) == address
 
@@ -51,7 +51,7 @@ def test_an_address_is_read_as_people_write_it(text: str, address: Address) -> N
         "host/path", "-dash:25", "smtp+proxy", "smtp+proxy:", "smtp+:*", "+proxy:*", "a+b:25",
     ],
 )  # fmt: skip
-def test_what_is_no_address_is_named_in_the_error(text: str) -> None:
+def test_an_invalid_address_is_named_in_the_error(text: str) -> None:
     with pytest.raises(SettingError) as caught:
         parse_address(text)
     assert caught.value.value == text
@@ -65,7 +65,7 @@ def test_what_is_no_address_is_named_in_the_error(text: str) -> None:
         "smtp+require-tls+proxy:[::]:2526",
     ],
 )
-def test_flags_may_stand_in_any_order(text: str) -> None:
+def test_flags_may_be_in_any_order(text: str) -> None:
     address = parse_address(text)
     assert str(address) == "smtp+proxy+require-tls:[::]:2526"
     assert (address.protocol, address.proxy, address.require_tls) == ("smtp", True, True)
@@ -83,7 +83,7 @@ def test_flags_may_stand_in_any_order(text: str) -> None:
         ("smtps+no-tls:*", ["smtps", "+no-tls"]),
     ],
 )
-def test_a_flag_that_cannot_be_is_named(text: str, words: list[str]) -> None:
+def test_an_invalid_flag_is_named_in_the_error(text: str, words: list[str]) -> None:
     with pytest.raises(SettingError) as caught:
         parse_address(text)
     for word in [text, *words]:
@@ -91,7 +91,7 @@ def test_a_flag_that_cannot_be_is_named(text: str, words: list[str]) -> None:
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_an_address_or_an_error(text: str) -> None:
+def test_any_text_is_an_address_or_a_setting_error(text: str) -> None:
     with suppress(SettingError):
         assert isinstance(parse_address(text), Address)
 

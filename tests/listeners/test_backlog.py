@@ -1,4 +1,4 @@
-"""Accept queues: how many clients wait in the kernel, and how many may."""
+"""Backlog: the number of clients that wait in the kernel, and its limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_the_backlog_of_a_tcp_socket_is_told(host: str) -> None:
+def test_the_backlog_of_a_tcp_socket_is_known(host: str) -> None:
     if ":" in host:
         needs_ipv6()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -30,7 +30,7 @@ def test_the_backlog_of_a_tcp_socket_is_told(host: str) -> None:
         assert backlog_of(sock) == (2, 9)
 
 
-def test_the_backlog_of_a_unix_socket_is_told(tmp_path: Path) -> None:
+def test_the_backlog_of_a_unix_socket_is_known(tmp_path: Path) -> None:
     with ExitStack() as stack:
         sock = stack.enter_context(socket.socket(socket.AF_UNIX))
         sock.bind(str(tmp_path / "socket"))
@@ -41,14 +41,16 @@ def test_the_backlog_of_a_unix_socket_is_told(tmp_path: Path) -> None:
         assert backlog_of(sock) == (2, 7)
 
 
-def test_of_a_closed_socket_nothing_is_told(tmp_path: Path) -> None:
+def test_the_backlog_of_a_closed_socket_is_unknown(tmp_path: Path) -> None:
     for family in (socket.AF_INET, socket.AF_UNIX):
         sock = socket.socket(family)
         sock.close()
         assert backlog_of(sock) is None
 
 
-def test_where_the_system_does_not_tell_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backlog_that_the_system_does_not_report_is_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delattr(socket, "TCP_INFO")
     monkeypatch.delattr(socket, "AF_NETLINK")
     with socket.create_server(("127.0.0.1", 0)) as sock, socket.socket(socket.AF_UNIX) as unix:

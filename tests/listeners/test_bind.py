@@ -1,4 +1,4 @@
-"""Binding: names with addresses that cannot be had, and two processes at one path."""
+"""Binding: host names with addresses that cannot be bound, and two processes with one path."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ for number in range(int(sys.argv[2])):
 """
 
 
-def test_of_two_that_start_at_once_on_a_dead_path_one_listens_and_is_heard(tmp_path: Path) -> None:
+def test_of_two_processes_that_replace_a_stale_socket_only_one_listens(tmp_path: Path) -> None:
     rounds = 100
     command = [sys.executable, "-c", STARTS, str(tmp_path), str(rounds)]
     with ExitStack() as stack:
@@ -93,7 +93,7 @@ def test_of_two_that_start_at_once_on_a_dead_path_one_listens_and_is_heard(tmp_p
 
 
 def resolved(monkeypatch: pytest.MonkeyPatch, *found: tuple[int, str]) -> None:
-    """Have every name resolve to *found*: families and addresses."""
+    """Make every host name resolve to *found*: families and addresses."""
 
     def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
         return [(family, socket.SOCK_STREAM, 6, "", (text, port)) for family, text in found]
@@ -102,14 +102,14 @@ def resolved(monkeypatch: pytest.MonkeyPatch, *found: tuple[int, str]) -> None:
 
 
 FOREIGN = (socket.AF_INET, "192.0.2.1")
-NO_FAMILY = (9, "00")  # AF_X25: no system of these days speaks it
+NO_FAMILY = (9, "00")  # AF_X25: no current system supports it
 
 
 @pytest.mark.parametrize(
     ("other", "reason"),
     [(FOREIGN, "no interface of this host"), (NO_FAMILY, "does not support that address family")],
 )
-def test_of_a_name_that_is_bound_which_can_be_and_a_warning_names_the_rest(
+def test_addresses_of_a_name_that_cannot_be_bound_are_skipped_with_a_warning(
     other: tuple[int, str], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for found in ([other, (socket.AF_INET, "127.0.0.1")], [(socket.AF_INET, "127.0.0.1"), other]):
@@ -126,7 +126,7 @@ def test_of_a_name_that_is_bound_which_can_be_and_a_warning_names_the_rest(
         assert warnings == [warning] * 2
 
 
-def test_a_name_of_which_no_address_can_be_bound_is_an_error_that_names_them_all(
+def test_an_error_names_all_addresses_of_a_name_if_none_can_be_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     resolved(monkeypatch, FOREIGN, NO_FAMILY)
@@ -144,7 +144,7 @@ def test_an_address_of_a_name_that_is_in_use_is_an_error(monkeypatch: pytest.Mon
             pass  # nothing stayed bound
 
 
-async def test_a_reload_binds_which_can_be_bound_of_a_name(
+async def test_a_reload_binds_the_addresses_of_a_name_that_can_be_bound(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve(Discard(), listen=["127.0.0.1:0"]) as server:
@@ -161,7 +161,7 @@ mount --bind hosts /etc/hosts && exec "$@"
 
 
 def on_a_host_whose_loopback_has_no_ipv6(tmp_path: Path, *command: str) -> list[str]:
-    """Return *command* as it runs where localhost is ::1 as well, and lo has no such address."""
+    """Return *command* in a namespace where localhost is ::1 as well, which lo does not have."""
     (tmp_path / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
     peers("ip", "mount")
     enter = namespaces("--net", "--mount", "--propagation", "private")
@@ -169,8 +169,8 @@ def on_a_host_whose_loopback_has_no_ipv6(tmp_path: Path, *command: str) -> list[
     return [*enter, "sh", "-c", script, "sh", *command]
 
 
-def test_localhost_is_bound_where_the_loopback_has_no_ipv6(tmp_path: Path) -> None:
-    """A container's default: ::1 is in /etc/hosts, and not on lo."""
+def test_localhost_is_bound_if_the_loopback_interface_has_no_ipv6(tmp_path: Path) -> None:
+    """This is the default in a container: ::1 is in /etc/hosts, but lo does not have it."""
     command = on_a_host_whose_loopback_has_no_ipv6(tmp_path, sys.executable, "-m", "smtpd_fork")
     options = ("--handler", "discard", "-l", "localhost:2525", "--metrics", "localhost:9125")
     with Daemon(*options, cwd=tmp_path, command=command) as daemon:

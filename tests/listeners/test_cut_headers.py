@@ -1,4 +1,4 @@
-"""A PROXY header of a listener is read the same however it is cut, and nothing behind it."""
+"""A PROXY header is read correctly from packets of any size, without the data after it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADERS = [
 
 
 def read_header(packets: list[bytes]) -> object:
-    """Read a header as a listener does: look at what has come, take what belongs to it."""
+    """Read a header as a listener does: peek at the data, and read the bytes of the header."""
     header = waiting = b""
     for packet in packets:
         waiting += packet
@@ -40,7 +40,7 @@ def read_header(packets: list[bytes]) -> object:
 
 
 @pytest.mark.parametrize("header", HEADERS)
-def test_a_proxy_header_of_a_listener_is_the_same_however_it_is_cut(header: bytes) -> None:
+def test_a_proxy_header_is_read_correctly_from_packets_of_any_size(header: bytes) -> None:
     stream = header + b"EHLO x\r\nQUIT\r\n"
     expected = read_header([stream])
     for packets in all_cuts(stream):

@@ -1,4 +1,4 @@
-"""The queue of clients that wait, each with the same time limit; with a clock of its own."""
+"""DeadlineQueue: waiting clients with a time limit, tested with a simulated clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Loop:
-    """A loop's clock and timers."""
+    """The clock and the timers of an event loop."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -43,7 +43,7 @@ def queue(seconds: float) -> tuple[Any, Loop, list[list[str]]]:
     return DeadlineQueue(seconds, loop, expired.append), loop, expired  # type: ignore[arg-type]  # as much of a loop as it needs
 
 
-def test_clients_whose_time_is_up_wait_no_longer_the_first_first() -> None:
+def test_clients_expire_in_order_of_their_arrival() -> None:
     waiting, loop, expired = queue(10)
     for now, client in ((0.0, "a"), (0.0, "b"), (5.0, "c")):
         loop.now = now
@@ -57,7 +57,7 @@ def test_clients_whose_time_is_up_wait_no_longer_the_first_first() -> None:
     assert not loop.timers
 
 
-def test_a_client_that_left_does_not_expire() -> None:
+def test_a_removed_client_does_not_expire() -> None:
     waiting, loop, expired = queue(10)
     waiting.add("a")
     del waiting["a"]
@@ -66,7 +66,7 @@ def test_a_client_that_left_does_not_expire() -> None:
     assert "a" not in waiting
 
 
-def test_another_time_limit_holds_for_those_who_wait_already() -> None:
+def test_a_changed_time_limit_applies_to_clients_that_already_wait() -> None:
     waiting, loop, expired = queue(math.inf)
     waiting.add("a")
     assert not loop.timers
@@ -76,7 +76,7 @@ def test_another_time_limit_holds_for_those_who_wait_already() -> None:
     assert expired == [["a"]]
 
 
-def test_nobody_expires_after_a_clear() -> None:
+def test_no_client_expires_after_clear() -> None:
     waiting, loop, expired = queue(10)
     waiting.add("a")
     waiting.clear()

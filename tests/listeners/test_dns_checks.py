@@ -1,4 +1,4 @@
-"""What the DNS knows of a client: blocklists and names, from a real server on loopback."""
+"""DNS checks of clients: blocklists and reverse names, with a real name server on loopback."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def listed(names: NameServer, zone: str, host: str = CLIENT, code: str = "127.0.
     names.records[".".join(reversed(host.split("."))) + f".{zone}", "A"] = code
 
 
-async def test_who_is_listed_is_told_554_and_by_whom() -> None:
+async def test_a_listed_client_gets_554_with_the_name_of_the_list() -> None:
     async with name_server() as names, serving(names, dnsbl=["a.example", "b.example"]) as server:
         listed(names, "a.example")
         async with await connect(server) as client:
@@ -50,7 +50,7 @@ async def test_who_is_listed_is_told_554_and_by_whom() -> None:
             assert (await other.greet()).code == 250
 
 
-async def test_weights_add_up_to_the_threshold_and_may_speak_for_a_client() -> None:
+async def test_weights_are_added_and_a_negative_weight_helps_a_client() -> None:
     zones = ["a.example", "b.example=2", "good.example=-5"]
     async with name_server() as names:
         async with serving(names, dnsbl=zones, dnsbl_threshold=3) as server:
@@ -67,7 +67,7 @@ async def test_weights_add_up_to_the_threshold_and_may_speak_for_a_client() -> N
     "code", ["127.0.0.1", "127.255.255.252", "127.255.255.254", "127.255.255.255", "192.0.2.1"]
 )
 @pytest.mark.parametrize("entry", ["a.example", "a.example=127.[0..255].[0..255].[0..255]"])
-async def test_an_error_of_a_list_is_no_listing_and_is_logged_once_for_many_clients(
+async def test_an_error_of_a_list_is_not_a_listing_and_is_logged_once(
     code: str, entry: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with name_server() as names, serving(names, dnsbl=entry) as server:
@@ -79,7 +79,7 @@ async def test_an_error_of_a_list_is_no_listing_and_is_logged_once_for_many_clie
     assert f"the blocklist a.example answers {code} (" in warning
 
 
-async def test_only_the_codes_of_an_entry_count_each_once_with_its_weight() -> None:
+async def test_an_entry_counts_once_and_only_if_its_codes_match() -> None:
     zones = ["a.example=127.0.0.[2;4..7]=2", "a.example=127.0.0.[10..11]", "a.example=127.0.1.2=3"]
     scores = {
         "127.0.0.2": 2, "127.0.0.3": 0, "127.0.0.4": 2, "127.0.0.7": 2, "127.0.0.8": 0,
@@ -147,7 +147,7 @@ NIBBLES_2 = NIBBLES_1.replace("1", "2", 1)
         ({NIBBLES_2: "127.255.255.255"}, "IPv6", "answers 127.255.255.255"),
     ],
 )
-async def test_a_list_whose_test_entries_are_wrong_is_not_asked_until_they_are_right(
+async def test_a_list_is_not_used_while_its_test_entries_are_wrong(
     records: dict[str, str],
     family: str,
     reason: str,
@@ -176,7 +176,7 @@ async def test_a_list_whose_test_entries_are_wrong_is_not_asked_until_they_are_r
     assert caplog.text.count("it is not used for") == 1
 
 
-async def test_a_list_that_has_no_ipv6_is_in_order(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_list_without_ipv6_entries_is_used(caplog: pytest.LogCaptureFixture) -> None:
     async with name_server() as names, serving(names, dnsbl="a.example") as server:
         listed(names, "a.example")
         await until(lambda: (NIBBLES_1, "A") in names.asked)
@@ -195,7 +195,7 @@ async def test_a_start_does_not_wait_for_the_check_and_a_stop_ends_it() -> None:
 
 
 @pytest.mark.parametrize("turns", range(8))
-async def test_who_is_sent_away_while_the_dns_is_asked_leaves_no_socket(turns: int) -> None:
+async def test_a_client_refused_during_dns_queries_leaks_no_socket(turns: int) -> None:
     descriptors = proc("self", "fd")
 
     def sockets() -> set[str]:
@@ -215,7 +215,7 @@ async def test_who_is_sent_away_while_the_dns_is_asked_leaves_no_socket(turns: i
         await until(lambda: not any(link.startswith("socket:") for link in sockets() - before))
 
 
-async def test_a_reload_checks_the_lists_of_the_new_settings_and_those_alone(
+async def test_a_reload_checks_only_the_lists_of_the_new_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("smtpd_fork.listeners.dnsbl_health_check.CHECK_SECONDS", 0.02)
@@ -233,7 +233,7 @@ async def test_a_reload_checks_the_lists_of_the_new_settings_and_those_alone(
 
 
 @pytest.mark.parametrize("answer", [None, "SERVFAIL", "nonsense"])
-async def test_a_zone_that_does_not_answer_stops_nobody(
+async def test_clients_are_admitted_if_a_zone_does_not_answer(
     answer: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = {"dnsbl": ["down.example", "up.example"], "dns_timeout": 0.3}
@@ -249,7 +249,7 @@ async def test_a_zone_that_does_not_answer_stops_nobody(
     assert caplog.text.count("down.example does not answer") == 1
 
 
-async def test_answers_are_kept_for_their_time_to_live() -> None:
+async def test_answers_are_cached_for_their_time_to_live() -> None:
     async with name_server() as names, serving(names, dnsbl="a.example") as server:
         listed(names, "a.example")
         for _ in range(5):
@@ -258,7 +258,7 @@ async def test_answers_are_kept_for_their_time_to_live() -> None:
         assert names.asked.count(("9.0.0.127.a.example", "A")) == 1
 
 
-async def test_sources_of_ipv6_are_looked_up_by_their_address() -> None:
+async def test_ipv6_clients_are_looked_up_by_their_address() -> None:
     nibbles = ".".join(["1", *["0"] * 31])
     async with name_server() as names:
         async with serving(names, dnsbl="a.example", listen=["[::1]:0"]) as server:
@@ -280,7 +280,9 @@ async def test_sources_of_ipv6_are_looked_up_by_their_address() -> None:
     ],
     ids=["leads back", "leads elsewhere", "leads nowhere", "silence", "no name"],
 )  # fmt: skip
-async def test_a_name_counts_only_if_it_leads_back(records: Any, name: str | None) -> None:
+async def test_a_reverse_name_is_used_only_if_it_resolves_to_the_client(
+    records: Any, name: str | None
+) -> None:
     handler = Notes()
     async with (
         name_server() as names,
@@ -308,7 +310,7 @@ async def test_exempt_clients_are_not_looked_up() -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "reset", "stop"])
-async def test_who_goes_while_the_dns_is_asked_gives_its_place_back(end: str) -> None:
+async def test_a_client_that_disconnects_during_dns_queries_frees_its_slot(end: str) -> None:
     async with name_server() as names:
         async with serving(names, dnsbl="a.example", dns_timeout=0.5) as server:
             names.records["9.0.0.127.a.example", "A"] = None
@@ -326,7 +328,7 @@ async def test_who_goes_while_the_dns_is_asked_gives_its_place_back(end: str) ->
             await client.close()
 
 
-async def test_the_greet_pause_comes_after_the_dns() -> None:
+async def test_the_greet_pause_begins_after_the_dns_queries() -> None:
     async with name_server() as names, serving(names, rdns=True, greet_pause=0.1) as server:
         async with await connect(server) as client:
             assert (await client.greet()).code == 250
@@ -348,7 +350,7 @@ async def test_the_greet_pause_comes_after_the_dns() -> None:
         ("dns_timeout", "0s"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_named(setting: str, value: Any) -> None:
+def test_an_invalid_setting_is_named_in_the_error(setting: str, value: Any) -> None:
     with pytest.raises(SmtpdForkError, match=setting) as caught:
         config = Config.build({setting: value})
         read_entries(config.dnsbl)

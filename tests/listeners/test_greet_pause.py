@@ -1,4 +1,4 @@
-"""The greet pause: who talks before the greeting is no mail server."""
+"""The greet pause: clients that send data before the greeting are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ V1_6 = b"PROXY TCP6 2001:db8::7 2001:db8::1 1 25\r\n"
 
 
 async def first_reply(server: Server, data: bytes, **options: Any) -> Reply:
-    """Send *data* at once; return the greeting, or what comes in its place."""
+    """Send *data* before the greeting; return the first reply."""
     async with await Client.to(server.addresses[0], **options) as client:
         client.send(data)
         reply = await client.reply()
@@ -41,7 +41,7 @@ def denied(server: Server) -> list[str]:
     return [denial.written for denial, _ in server.gate.denials.page()]
 
 
-async def test_who_waits_for_the_greeting_is_served() -> None:
+async def test_a_client_that_waits_for_the_greeting_is_served() -> None:
     async with serve(Discard(), greet_pause=0.2) as server:
         begun = asyncio.get_running_loop().time()
         async with await Client.to(server.addresses[0]) as client:
@@ -50,7 +50,7 @@ async def test_who_waits_for_the_greeting_is_served() -> None:
             assert (await client.deliver()).code == 250
 
 
-async def test_an_early_talker_is_told_554_and_gives_its_place_back() -> None:
+async def test_an_early_talker_gets_554_and_frees_its_slot() -> None:
     async with serve(Discard(), greet_pause=60) as server:
         async with await Client.to(server.addresses[0]) as client:
             client.send("EHLO spammer\r\n")
@@ -66,7 +66,7 @@ async def test_an_early_talker_is_told_554_and_gives_its_place_back() -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "reset", "half-close"])
-async def test_who_goes_before_the_greeting_gives_its_place_back(end: str) -> None:
+async def test_a_client_that_disconnects_before_the_greeting_frees_its_slot(end: str) -> None:
     async with serve(Discard(), greet_pause=60) as server:
         client = await Client.to(server.addresses[0])
         await until(lambda: server.gate.count == 1)
@@ -94,7 +94,7 @@ async def test_exempt_clients_and_those_of_a_tls_port_do_not_wait(
             assert (await encrypted.greet()).code == 250
 
 
-async def test_a_stop_answers_who_waits_for_the_greeting() -> None:
+async def test_a_stop_answers_421_to_clients_that_wait_for_the_greeting() -> None:
     async with serve(Discard(), greet_pause=60) as server:
         clients = [await Client.to(server.addresses[0]) for _ in range(3)]
         await until(lambda: server.gate.count == 3)
@@ -105,7 +105,7 @@ async def test_a_stop_answers_who_waits_for_the_greeting() -> None:
             await client.close()
 
 
-async def test_a_thousand_early_talkers_and_a_thousand_who_go_leave_nothing() -> None:
+async def test_thousands_of_early_talkers_and_disconnects_leave_nothing_behind() -> None:
     async def talker(number: int) -> None:
         client = await Client.to(server.addresses[0], source=f"127.0.1.{number % 250 + 1}")
         if number % 2:
@@ -165,7 +165,7 @@ async def test_local_and_allowed_early_talkers_are_refused_and_not_denied(
         assert "AHgAeA" not in caplog.text
 
 
-async def test_a_client_for_whose_denial_there_is_no_room_is_refused_all_the_same(
+async def test_a_client_is_refused_even_if_no_more_denials_are_possible(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("smtpd_fork.gate.denials.MAX_AUTOMATIC", 1)
@@ -187,7 +187,7 @@ async def test_a_client_for_whose_denial_there_is_no_room_is_refused_all_the_sam
     ],
     ids=["LMTP", "no client is named", "health check of a proxy", "unix socket"],
 )
-async def test_clients_that_a_denial_would_not_be_about_do_not_wait(
+async def test_clients_that_a_denial_does_not_concern_do_not_wait(
     listen: str, header: bytes, tmp_path: Path
 ) -> None:
     options = {**PROXIED, "listen": [listen.format(tmp_path)]}
@@ -196,7 +196,7 @@ async def test_clients_that_a_denial_would_not_be_about_do_not_wait(
         assert denied(server) == []
 
 
-async def test_the_pause_is_cut_while_slots_are_short() -> None:
+async def test_the_pause_is_shorter_while_few_slots_are_free() -> None:
     options = {"limit_connections": 4, "greet_pause": 240, "stress_timeout": 0.2}
     async with serve(Discard(), **options, max_from_ip=0) as server:
         clients = [await Client.to(server.addresses[0]) for _ in range(2)]
@@ -213,7 +213,7 @@ async def test_the_pause_is_cut_while_slots_are_short() -> None:
             assert [entry.phase for entry in server.gate.ledger()] == ["greet-pause"]
 
 
-async def test_a_reload_has_early_talkers_denied_from_then_on() -> None:
+async def test_early_talkers_are_denied_after_a_reload() -> None:
     async with serve(Discard(), **PROXIED, greet_pause=60) as server:
         assert (await first_reply(server, V1_6 + b"EHLO x\r\n")).code == 554
         deny = {"greet_pause": 60, "greet_pause_deny": "1h"}
@@ -222,12 +222,12 @@ async def test_a_reload_has_early_talkers_denied_from_then_on() -> None:
         assert denied(server) == ["192.0.2.1"]
 
 
-def test_to_deny_early_talkers_there_has_to_be_a_pause() -> None:
+def test_denying_early_talkers_requires_a_greet_pause() -> None:
     with pytest.raises(SettingError, match=r"greet_pause_deny.*needs greet_pause"):
         Config.build({"greet_pause_deny": "1h"})
 
 
-def test_the_option_has_units_and_a_limit(tmp_path: Path) -> None:
+def test_the_option_accepts_units_up_to_a_limit(tmp_path: Path) -> None:
     with Daemon(*LOCAL, "--greet-pause", "50ms", cwd=tmp_path) as daemon:
         with connect(("127.0.0.1", daemon.port)) as client:
             assert client.recv(4) == b"220 "

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("send", ["send-proxy", "send-proxy-v2"])
-async def test_the_clients_address_comes_through(send: str, tmp_path: Path) -> None:
+async def test_the_address_of_the_client_is_that_in_the_header(send: str, tmp_path: Path) -> None:
     handler = Notes()
     options = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": "127.0.0.1", "max_from_ip": 1}
     async with (
@@ -42,7 +42,7 @@ async def test_the_clients_address_comes_through(send: str, tmp_path: Path) -> N
         await until(lambda: not server.gate.count)
 
 
-async def test_tls_is_spoken_behind_the_header(tmp_path: Path, certificates: Certificates) -> None:
+async def test_tls_works_after_the_header(tmp_path: Path, certificates: Certificates) -> None:
     handler = Notes()
     options = {
         "listen": ["smtps+proxy:127.0.0.1:0"], "proxy_trust": "127.0.0.1",
@@ -69,7 +69,7 @@ async def test_tls_is_spoken_behind_the_header(tmp_path: Path, certificates: Cer
         "send-proxy-v2 proxy-v2-options unique-id,crc32c",
     ],
 )
-async def test_health_checks_are_answered_and_are_of_no_source(
+async def test_health_checks_are_answered_and_not_counted_for_a_client(
     send: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")

@@ -1,4 +1,4 @@
-"""Listeners: what is bound, what cannot be, and what may go wrong where clients are accepted."""
+"""Listeners: bound addresses, errors of binding, and errors while clients are accepted."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_a_mapped_address_is_plain_ipv4_for_handlers_and_for_the_gate() ->
         ("unix:/dev/null/x", CannotCreateError, "not a directory"),
     ],
 )
-def test_an_address_that_cannot_be_bound_is_told_by_its_meaning(
+def test_the_error_explains_why_an_address_cannot_be_bound(
     listen: str, kind: type[Exception], says: str
 ) -> None:
     with pytest.raises(kind, match=re.escape(says)):
@@ -94,14 +94,14 @@ def test_when_one_address_fails_none_stays_bound(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backlog", [-5, 0, 1, 10**6, 2**40])
-def test_any_backlog_is_taken_as_listen_takes_it(backlog: int) -> None:
+def test_any_backlog_is_limited_to_the_range_of_listen(backlog: int) -> None:
     listeners = bind_all([Address(host="127.0.0.1", port=0)], backlog=backlog, socket_mode=0o660)
     with socket.create_connection(listeners[0].bound, timeout=5):
         pass
     listeners[0].close()
 
 
-def test_an_inherited_socket_listens_and_one_that_cannot_is_told_why(tmp_path: Path) -> None:
+def test_an_inherited_socket_listens_or_the_error_explains_why_not(tmp_path: Path) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         assert adopt(sock, backlog=5).bound == sock.getsockname()
@@ -151,7 +151,7 @@ async def test_a_server_serves_on_a_socket_that_it_was_given() -> None:
 # -- unix sockets ------------------------------------------------------------------------------
 
 
-async def test_mail_comes_in_by_a_unix_socket_that_goes_with_the_server(tmp_path: Path) -> None:
+async def test_a_unix_socket_receives_mail_and_is_removed_with_the_server(tmp_path: Path) -> None:
     path = tmp_path / "smtpd.sock"
     async with serve(Discard(), listen=[f"unix:{path}"], socket_mode=0o600) as server:
         assert server.addresses == [str(path)]
@@ -174,7 +174,7 @@ async def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) 
             assert (await client.greet()).code == 250
 
 
-async def test_a_path_that_somebody_else_bound_meanwhile_is_left_alone(tmp_path: Path) -> None:
+async def test_a_path_that_another_process_has_bound_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "smtpd.sock"
     async with serve(Discard(), listen=[f"unix:{path}"]):
         path.unlink()
@@ -187,7 +187,7 @@ async def test_a_path_that_somebody_else_bound_meanwhile_is_left_alone(tmp_path:
 # -- trouble -----------------------------------------------------------------------------------
 
 
-async def test_a_client_that_resets_before_accept_is_nothing(
+async def test_a_client_that_resets_before_accept_has_no_effect(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with serve(Discard()) as server:
@@ -201,7 +201,7 @@ async def test_a_client_that_resets_before_accept_is_nothing(
     assert not [r for r in caplog.records if r.levelname in {"ERROR", "WARNING"}]
 
 
-async def test_out_of_descriptors_clients_are_told_421_and_service_comes_back(
+async def test_without_free_descriptors_clients_get_421_until_some_are_free(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("smtpd_fork.listeners.acceptor.STARVED_SECONDS", 0.05)
@@ -238,7 +238,7 @@ async def test_out_of_descriptors_clients_are_told_421_and_service_comes_back(
     assert "6 clients were answered 421" in told[1]
 
 
-async def test_a_stop_within_a_burst_is_for_good(
+async def test_the_acceptor_stays_stopped_after_a_stop_within_a_burst(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve(Discard()) as server:
@@ -256,7 +256,7 @@ async def test_a_stop_within_a_burst_is_for_good(
     assert "cannot accept" not in caplog.text
 
 
-async def test_a_session_that_cannot_be_made_gives_its_place_back(
+async def test_a_session_that_cannot_be_created_frees_its_slot(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Fails(SMTP):

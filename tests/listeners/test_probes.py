@@ -1,4 +1,4 @@
-"""Probes of load balancers: an answer, and no place, no session, no line in the log."""
+"""Probes of load balancers: they get an answer, without a slot, a session, or a log line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from smtpd_fork import Server
 
 PROBE = "127.0.0.9"
-"""Whence the probes of these tests come; everybody else comes from 127.0.0.1."""
+"""Address of the probes in these tests; all other clients use 127.0.0.1."""
 
 LOCAL_V2 = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00"
 FOR_ITSELF = b"PROXY TCP4 127.0.0.9 127.0.0.1 4711 25\r\n"
@@ -54,7 +54,7 @@ async def ended(client: Client) -> None:
     assert (await client.reply()).code == 0
 
 
-async def test_a_probe_is_greeted_takes_no_place_and_leaves_no_line(
+async def test_a_probe_gets_the_greeting_without_a_slot_or_a_log_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -74,7 +74,7 @@ async def test_a_probe_is_greeted_takes_no_place_and_leaves_no_line(
         assert len(caplog.records) == before
 
 
-async def test_a_probe_that_only_connects_leaves_no_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_probe_that_only_connects_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with probed() as server:
         before = len(caplog.records)
@@ -88,7 +88,7 @@ async def test_a_probe_that_only_connects_leaves_no_line(caplog: pytest.LogCaptu
         assert len(caplog.records) == before
 
 
-async def test_others_are_sessions_as_ever() -> None:
+async def test_other_clients_have_normal_sessions() -> None:
     async with probed() as server:
         async with await Client.to(server.addresses[0]) as client:
             await client.greet()
@@ -97,7 +97,7 @@ async def test_others_are_sessions_as_ever() -> None:
 
 
 @pytest.mark.parametrize("word", ["MAIL FROM:<a@example.com>", "STARTTLS", "GET / HTTP/1.0", ""])
-async def test_whatever_looks_like_more_than_a_probe_is_answered_421(word: str) -> None:
+async def test_commands_that_a_probe_does_not_need_get_421(word: str) -> None:
     async with probed() as server:
         async with await probe(server) as client:
             await client.reply()
@@ -105,7 +105,7 @@ async def test_whatever_looks_like_more_than_a_probe_is_answered_421(word: str) 
             await ended(client)
 
 
-async def test_a_probe_may_say_so_much_and_no_more() -> None:
+async def test_the_bytes_of_a_probe_are_limited() -> None:
     async with probed() as server:
         async with await probe(server) as client:
             await client.reply()
@@ -114,7 +114,7 @@ async def test_a_probe_may_say_so_much_and_no_more() -> None:
             await ended(client)
 
 
-async def test_a_probe_has_so_much_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_duration_of_a_probe_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smtpd_fork.listeners.probes.MAX_SECONDS", 0.05)
     async with probed() as server:
         async with await probe(server) as client:
@@ -122,7 +122,7 @@ async def test_a_probe_has_so_much_time_and_no_more(monkeypatch: pytest.MonkeyPa
             await ended(client)
 
 
-async def test_so_many_probes_at_once_and_no_more() -> None:
+async def test_the_number_of_concurrent_probes_is_limited() -> None:
     async with probed() as server, AsyncExitStack() as stack:
         for _ in range(MAX_PROBES):
             client = await stack.enter_async_context(await probe(server))
@@ -134,7 +134,7 @@ async def test_so_many_probes_at_once_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("how", ["defer", "defer:9", "refuse"])
-async def test_a_probe_is_greeted_when_all_places_are_taken(how: str) -> None:
+async def test_a_probe_gets_the_greeting_when_all_slots_are_in_use(how: str) -> None:
     options = {"limit_connections": 1, "when_full": WhenFull.parse(how)}
     async with probed(**options) as server, AsyncExitStack() as stack:
         first = await stack.enter_async_context(await Client.to(server.addresses[0]))
@@ -149,7 +149,7 @@ async def test_a_probe_is_greeted_when_all_places_are_taken(how: str) -> None:
             assert (await waiting.reply()).code == 220  # in its turn
 
 
-async def test_while_the_gate_is_paused_a_probe_is_told_421() -> None:
+async def test_a_probe_gets_421_while_the_gate_is_paused() -> None:
     async with probed() as server:
         server.gate.pause()
         async with await probe(server) as client:
@@ -164,7 +164,7 @@ async def test_while_the_gate_is_paused_a_probe_is_told_421() -> None:
             assert (await client.reply()).code == 220
 
 
-async def test_at_the_stop_a_probe_is_told_421() -> None:
+async def test_a_probe_gets_421_at_a_stop() -> None:
     async with probed() as server:
         async with await probe(server) as client:
             assert (await client.reply()).code == 220
@@ -173,7 +173,7 @@ async def test_at_the_stop_a_probe_is_told_421() -> None:
             await ended(client)
 
 
-async def test_where_tls_comes_first_a_probe_sees_that_it_is_connected(
+async def test_a_probe_on_an_implicit_tls_port_is_only_connected(
     certificates: Certificates,
 ) -> None:
     options: dict[str, Any] = {"listen": ["smtps:127.0.0.1:0"], "tls_context": certificates.server}
@@ -185,7 +185,7 @@ async def test_where_tls_comes_first_a_probe_sees_that_it_is_connected(
             await ended(client)
 
 
-async def test_the_networks_of_probes_are_read_again(tmp_path: Path) -> None:
+async def test_a_reload_reads_the_networks_of_probes_again(tmp_path: Path) -> None:
     networks = tmp_path / "probes"
     networks.write_text("192.0.2.1\n")
     async with serve(Discard(), probe_from=str(networks)) as server:
@@ -205,7 +205,7 @@ async def test_the_networks_of_probes_are_read_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("header", [LOCAL_V2, UNKNOWN, FOR_ITSELF, b""])
 @pytest.mark.parametrize("trust", [PROBE, "192.0.2.1"])
-async def test_a_header_for_nobody_or_none_at_all_is_a_probe(
+async def test_a_connection_without_a_client_in_a_header_is_a_probe(
     header: bytes, trust: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -226,14 +226,14 @@ async def test_a_header_for_nobody_or_none_at_all_is_a_probe(
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-async def test_a_header_for_somebody_is_a_clients(parts: int) -> None:
+async def test_a_header_that_names_a_client_begins_a_session(parts: int) -> None:
     handler = Notes()
     async with proxied(handler) as server:
         async with await probe(server) as client:
             half = len(FOR_ANOTHER) // parts
             client.send(FOR_ANOTHER[:half])
             if parts == 2:
-                await until(lambda: server.gate.count)  # it is no probe's
+                await until(lambda: server.gate.count)  # it is not a probe
                 client.send(FOR_ANOTHER[half:])
             await client.greet()
             assert (await client.deliver()).code == 250
@@ -241,7 +241,7 @@ async def test_a_header_for_somebody_is_a_clients(parts: int) -> None:
             assert handler.sessions[0].peer[0] == "192.0.2.7"
 
 
-async def test_a_header_for_somebody_from_nobody_who_is_trusted_is_refused() -> None:
+async def test_a_header_that_names_a_client_is_refused_from_an_untrusted_proxy() -> None:
     async with proxied(proxy_trust="192.0.2.1") as server:
         async with await probe(server) as client:
             client.send(FOR_ANOTHER)
@@ -249,7 +249,7 @@ async def test_a_header_for_somebody_from_nobody_who_is_trusted_is_refused() -> 
         assert server.gate.stats()["refused_proxy_trust"] == 1
 
 
-async def test_who_talks_mail_without_a_header_is_no_probe() -> None:
+async def test_mail_commands_without_a_header_get_421() -> None:
     async with proxied() as server:
         async with await probe(server) as client:
             client.send("MAIL FROM:<a@example.com>\r\n")
@@ -258,7 +258,7 @@ async def test_who_talks_mail_without_a_header_is_no_probe() -> None:
             await ended(client)
 
 
-async def test_when_there_are_too_many_probes_a_proxys_clients_come_in() -> None:
+async def test_clients_of_a_proxy_are_admitted_when_there_are_too_many_probes() -> None:
     async with proxied() as server, AsyncExitStack() as stack:
         for _ in range(MAX_PROBES):
             client = await stack.enter_async_context(await probe(server))
@@ -270,7 +270,7 @@ async def test_when_there_are_too_many_probes_a_proxys_clients_come_in() -> None
             assert server.gate.count == 1
 
 
-async def test_a_reset_is_the_end_of_a_probe() -> None:
+async def test_a_reset_ends_a_probe() -> None:
     async with probed() as server:
         probes = running(server).probes
         sock = await asyncio.to_thread(connect, server.addresses[0], source=PROBE)
@@ -281,10 +281,10 @@ async def test_a_reset_is_the_end_of_a_probe() -> None:
 
 
 @pytest.mark.parametrize("check", ["check-send-proxy", "no-check-send-proxy"])
-async def test_haproxys_checks_take_no_place(
+async def test_checks_of_haproxy_use_no_slot(
     check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """haproxy checks with LOCAL, or with no header, on the port that its clients come in by."""
+    """haproxy checks the port of its clients with LOCAL, or without a header."""
     handler = Notes()
     options: dict[str, Any] = {
         "listen": ["smtp+proxy:127.0.0.1:0"],
@@ -307,14 +307,16 @@ async def test_haproxys_checks_take_no_place(
 
         monkeypatch.setattr(probes, "begin", counting)
         await until(lambda: begun > 3)
-        assert server.gate.stats()["admitted"] <= 1  # haproxy() looks whether haproxy is there
+        assert (
+            server.gate.stats()["admitted"] <= 1
+        )  # haproxy() skips the test if haproxy is not installed
         async with await Client.to(("127.0.0.1", port), source="127.0.0.7") as client:
             await client.greet()
             assert (await client.deliver()).code == 250
         assert [session.peer[0] for session in handler.sessions] == ["127.0.0.7"]
 
 
-def test_a_daemon_is_probed(tmp_path: Path) -> None:
+def test_a_daemon_answers_probes(tmp_path: Path) -> None:
     with Daemon(*LOCAL, "--probe-from", PROBE, cwd=tmp_path) as daemon:
         with connect(("127.0.0.1", daemon.port), source=PROBE) as sock:
             assert sock.recv(4) == b"220 "

@@ -1,4 +1,4 @@
-"""The PROXY header: what it says is kept, what comes behind it is read, and it is waited for."""
+"""The PROXY header of a session: its data is kept, and data after it is read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 
-async def test_proxy_data_outlives_starttls_and_what_comes_behind_the_header_is_read(
+async def test_proxy_data_survives_starttls_and_data_after_the_header_is_read(
     certificates: Certificates,
 ) -> None:
     seen: list[Any] = []
@@ -43,7 +43,7 @@ async def test_proxy_data_outlives_starttls_and_what_comes_behind_the_header_is_
     assert seen == ["192.0.2.7"]
 
 
-async def test_what_comes_behind_a_proxy_header_is_bounded_while_the_handler_thinks() -> None:
+async def test_data_after_a_header_is_limited_while_handle_proxy_runs() -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
     sessions: list[Any] = []
 
@@ -69,7 +69,7 @@ async def test_what_comes_behind_a_proxy_header_is_bounded_while_the_handler_thi
 
 
 @pytest.mark.parametrize("header", ["", "GET / HTTP/1.1\r\n", "PROXY TCP4 nonsense\r\n"])
-async def test_without_its_proxy_header_a_session_is_closed_in_time(header: str) -> None:
+async def test_a_session_without_its_proxy_header_is_closed_after_the_timeout(header: str) -> None:
     class Behind(Discard):
         async def handle_PROXY(self, *_: Any) -> bool:
             return True

@@ -1,4 +1,4 @@
-"""PROXY headers in front of a session: whom they speak for, and what becomes of bad ones."""
+"""PROXY headers before a session: the client that they name, and invalid headers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ NAMES_A_CLIENT = {
 }
 NAMES_NOBODY = {
     "local": LOCAL,
-    # The family and the block of LOCAL are to be ignored, whatever they are.
+    # A receiver must ignore the family and the addresses of LOCAL.
     "local, a short block": v2(0, 0x11, b"\1\2\3"),
     "local, a short block of IPv6": v2(0, 0x21, inet("192.0.2.7")),
     "local, a family that does not exist": v2(0, 0xF1, b""),
@@ -100,7 +100,7 @@ async def sent(server: Server, data: bytes, **options: Any) -> Client:
         if pieces == "whole" or len(header) < 100
     ],
 )
-async def test_a_header_tells_whom_it_speaks_for(header: bytes, pieces: str) -> None:
+async def test_a_header_names_the_client(header: bytes, pieces: str) -> None:
     handler = Notes()
     async with proxied(handler, max_from_ip=1) as server:
         client = await sent(server, b"" if pieces == "bytes" else header)
@@ -126,7 +126,7 @@ async def test_a_header_tells_whom_it_speaks_for(header: bytes, pieces: str) -> 
         await client.close()
 
 
-async def test_the_limits_of_a_source_hold_for_whom_the_header_speaks_for() -> None:
+async def test_per_client_limits_apply_to_the_client_in_the_header() -> None:
     async with proxied(max_from_ip=1, deny="203.0.113.0/24") as server:
         first = await sent(server, V1)
         assert (await first.greet()).code == 250
@@ -137,7 +137,7 @@ async def test_the_limits_of_a_source_hold_for_whom_the_header_speaks_for() -> N
         assert (await other.greet()).code == 250
         denied = await sent(server, V1.replace(b"192.0.2.7", b"203.0.113.9"))
         assert (await denied.reply()).code == 554
-        own = V1.replace(b"192.0.2.7", b"127.0.0.1")  # as haproxy's checks have it in v1
+        own = V1.replace(b"192.0.2.7", b"127.0.0.1")  # like haproxy's checks in version 1
         checks = [await sent(server, header) for header in (LOCAL, UNKNOWN, own, own, own)]
         for check in checks:
             assert (await check.greet()).code == 250
@@ -146,7 +146,7 @@ async def test_the_limits_of_a_source_hold_for_whom_the_header_speaks_for() -> N
             await client.close()
 
 
-async def test_who_is_no_trusted_proxy_is_told_421(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_untrusted_proxy_gets_421(caplog: pytest.LogCaptureFixture) -> None:
     async with proxied() as server:
         client = await sent(server, V1, source="127.0.0.2")
         code, (text,) = await client.reply()
@@ -156,7 +156,7 @@ async def test_who_is_no_trusted_proxy_is_told_421(caplog: pytest.LogCaptureFixt
     assert "refused 127.0.0.2: proxy_trust" in caplog.text
 
 
-async def test_with_nobody_trusted_nobody_comes_in_but_by_a_unix_socket(tmp_path: Any) -> None:
+async def test_without_trusted_proxies_only_a_unix_socket_is_accepted(tmp_path: Any) -> None:
     listen = ["smtp+proxy:127.0.0.1:0", f"smtp+proxy:unix:{tmp_path}/sock"]
     async with proxied(listen=listen, proxy_trust=None) as server:
         client = await sent(server, V1)
@@ -197,7 +197,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
-async def test_a_bad_header_closes_the_connection_and_is_one_line_of_the_log(
+async def test_an_invalid_header_closes_the_connection_and_is_logged_in_one_line(
     data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with proxied() as server:
@@ -212,7 +212,7 @@ async def test_a_bad_header_closes_the_connection_and_is_one_line_of_the_log(
         await client.close()
 
 
-async def test_a_unix_sockets_client_has_no_address() -> None:
+async def test_the_client_of_a_unix_socket_has_no_address() -> None:
     handler = Notes()
     async with proxied(handler) as server:
         client = await sent(server, UNIX)
@@ -224,7 +224,7 @@ async def test_a_unix_sockets_client_has_no_address() -> None:
 
 @pytest.mark.parametrize("data", [b"", V1[:20], SIGNATURE[:7], V2[:-1]])
 @pytest.mark.parametrize("end", ["late", "close", "reset", "half-close"])
-async def test_a_header_that_does_not_come_gives_its_place_back(data: bytes, end: str) -> None:
+async def test_a_connection_without_a_header_frees_its_slot(data: bytes, end: str) -> None:
     async with proxied(proxy_timeout=0.2 if end == "late" else 60.0) as server:
         client = await sent(server, data)
         await until(lambda: server.gate.count)
@@ -239,7 +239,7 @@ async def test_a_header_that_does_not_come_gives_its_place_back(data: bytes, end
         await client.close()
 
 
-async def test_a_stop_answers_who_has_sent_no_header_yet() -> None:
+async def test_a_stop_answers_421_to_clients_that_have_sent_no_header() -> None:
     async with proxied(proxy_timeout=60) as server:
         client = await sent(server, V1[:10])
         await until(lambda: server.gate.count)
@@ -264,7 +264,7 @@ async def test_a_handler_may_refuse_a_header() -> None:
             await client.close()
 
 
-async def test_what_comes_behind_the_header_is_the_sessions() -> None:
+async def test_data_after_the_header_belongs_to_the_session() -> None:
     async with proxied(greet_pause=0.05) as server:
         client = await sent(server, V1)
         assert (await client.greet()).code == 250
@@ -279,7 +279,7 @@ async def test_what_comes_behind_the_header_is_the_sessions() -> None:
 
 
 def read(header: bytes, data: bytes, size: Callable[[], int]) -> tuple[bytes, bytes]:
-    """Read a header from *data* in packets; return it and what is left."""
+    """Read a header from *data* in packets; return it and the rest."""
     while not is_whole(header):
         peeked = data[: size()]
         if not peeked:
@@ -295,7 +295,7 @@ def read(header: bytes, data: bytes, size: Callable[[], int]) -> tuple[bytes, by
     behind=st.binary(max_size=20),
     packets=st.lists(st.integers(1, 30), min_size=1),
 )
-def test_a_header_ends_where_it_ends_however_it_comes(
+def test_the_end_of_a_header_is_found_in_packets_of_any_size(
     header: bytes, behind: bytes, packets: list[int]
 ) -> None:
     assert read(b"", header + behind, cycle(packets).__next__) == (header, behind)
@@ -303,7 +303,7 @@ def test_a_header_ends_where_it_ends_however_it_comes(
 
 
 class Reader:
-    """A header for aiosmtpd's parser, which never has to wait."""
+    """A complete header for aiosmtpd's parser."""
 
     def __init__(self, header: bytes) -> None:
         self._rest = header
@@ -321,19 +321,20 @@ class Reader:
 @pytest.mark.parametrize(
     "header", [*NAMES_A_CLIENT.values(), UNIX, LOCAL, UNKNOWN, NAMES_NOBODY["v2, no family, TLVs"]]
 )
-async def test_a_header_says_to_handlers_what_aiosmtpds_parser_says(header: bytes) -> None:
+async def test_handlers_get_the_same_data_as_from_the_parser_of_aiosmtpd(header: bytes) -> None:
     ours, theirs = parse(header), await get_proxy(Reader(header))
     for name in (
         *("version", "command", "family", "protocol", "src_addr", "dst_addr", "src_port"),
         *("dst_port", "rest", "whole_raw", "tlv_start", "valid", "tlv"),
     ):
-        if not (header.startswith(b"PROXY") and name == "whole_raw"):  # theirs lacks a space
+        # In aiosmtpd's data of version 1, whole_raw lacks a space.
+        if not (header.startswith(b"PROXY") and name == "whole_raw"):
             assert getattr(ours, name) == getattr(theirs, name), name
 
 
 @given(st.one_of(st.binary(max_size=60), st.binary(max_size=40).map(lambda b: SIGNATURE + b),
                  st.binary(max_size=40).map(lambda b: b"PROXY " + b + b"\r\n")))  # fmt: skip
-def test_whatever_comes_is_a_header_or_an_error(data: bytes) -> None:
+def test_any_bytes_are_a_header_or_an_error(data: bytes) -> None:
     try:
         header, _ = read(b"", data, lambda: 7)
         assert parse(header).valid

@@ -1,4 +1,4 @@
-"""Socket activation: sockets that somebody else bound, and what is spoken on each."""
+"""Socket activation: sockets that another process bound, and the protocol of each."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ if names:
     os.environ["LISTEN_FDNAMES"] = names
 os.execv(sys.argv[2], sys.argv[2:])
 """
-"""What a service manager does between fork and exec."""
+"""The program that a service manager runs between fork and exec."""
 
 
 class Passed:
-    """Sockets, or files, for a daemon; a context manager that closes this end of them.
+    """Sockets or files that a daemon inherits; a context manager that closes them here.
 
-    :ivar start: what a daemon takes that is to have them
+    :ivar start: options for starting a daemon that inherits them
     """
 
     def __init__(self, *things: socket.socket | int, names: str = "", pid: str = "") -> None:
@@ -80,7 +80,7 @@ def tcp() -> socket.socket:
 
 
 @on_both_loops
-def test_a_name_says_what_is_spoken_and_any_other_name_is_smtp(
+def test_a_name_selects_the_protocol_and_an_unknown_name_means_smtp(
     tmp_path: Path, certificates: Certificates, loop: str
 ) -> None:
     path = tmp_path / "lmtp.sock"
@@ -128,7 +128,7 @@ def test_the_backlog_of_an_inherited_socket_waits_for_the_next_daemon(tmp_path: 
             assert waiting.recv(4) == b"220 "
 
 
-def test_an_abstract_socket_is_shown_as_people_write_it(tmp_path: Path) -> None:
+def test_an_abstract_socket_is_shown_with_an_at_sign(tmp_path: Path) -> None:
     name = f"smtpd-fork-test-{os.getpid()}"
     unix = socket.socket(socket.AF_UNIX)
     unix.bind("\0" + name)
@@ -142,7 +142,7 @@ def test_an_abstract_socket_is_shown_as_people_write_it(tmp_path: Path) -> None:
                 assert client.recv(4) == b"220 "
 
 
-def test_what_handlers_start_does_not_see_the_variables_nor_the_sockets(tmp_path: Path) -> None:
+def test_child_processes_of_handlers_inherit_neither_variables_nor_sockets(tmp_path: Path) -> None:
     (tmp_path / "look.py").write_text(LOOK)
     with Passed(tcp(), names="smtp") as passed:
         with Daemon("--handler", "look:Look", cwd=tmp_path, **passed) as daemon:
@@ -236,7 +236,7 @@ def file() -> int:
         (file, "descriptor 3: it is not a socket"),
     ],
 )
-def test_what_is_no_listening_socket_is_told_so(
+def test_a_descriptor_that_is_not_a_listening_socket_is_an_error(
     tmp_path: Path, make: Callable[[], socket.socket | int], says: str
 ) -> None:
     with Passed(make()) as passed:
@@ -252,14 +252,16 @@ def test_what_is_no_listening_socket_is_told_so(
         (("-p", "2526"), "--port 2526: the sockets are inherited"),
     ],
 )
-def test_an_address_besides_is_an_error(tmp_path: Path, option: tuple[str, ...], says: str) -> None:
+def test_a_listen_address_in_addition_is_an_error(
+    tmp_path: Path, option: tuple[str, ...], says: str
+) -> None:
     with Passed(tcp()) as passed:
         ended = run("--handler", "discard", *option, cwd=tmp_path, **passed)
     assert ended.returncode == ExitStatus.USAGE
     assert says in only_line(ended)
 
 
-def test_tls_from_the_first_byte_takes_a_certificate(tmp_path: Path) -> None:
+def test_implicit_tls_requires_a_certificate(tmp_path: Path) -> None:
     with Passed(tcp(), names="smtps") as passed:
         ended = run("--handler", "discard", cwd=tmp_path, **passed)
     assert ended.returncode == ExitStatus.CONFIG
@@ -284,7 +286,7 @@ def test_tls_from_the_first_byte_takes_a_certificate(tmp_path: Path) -> None:
         ("1000", "{own}", None, "is not open"),
     ],
 )
-def test_variables_that_cannot_be_read_are_an_error_and_are_gone(
+def test_invalid_variables_are_an_error_and_are_removed(
     count: str, pid: str | None, names: str | None, says: str
 ) -> None:
     given = {"LISTEN_FDS": count, "LISTEN_PID": pid, "LISTEN_FDNAMES": names}
@@ -298,7 +300,7 @@ def test_variables_that_cannot_be_read_are_an_error_and_are_gone(
 @pytest.mark.parametrize(
     "environment", [{}, {"LISTEN_PID": "1"}, {"LISTEN_FDS": "0", "LISTEN_FDNAMES": ""}]
 )
-def test_nothing_that_was_passed_is_no_error(environment: dict[str, str]) -> None:
+def test_no_passed_sockets_are_not_an_error(environment: dict[str, str]) -> None:
     assert passed_sockets(environment) == []
     assert environment == {}
 
@@ -326,7 +328,7 @@ async def test_listeners_of_inherited_sockets_serve(sockets: list[socket.socket]
     assert len(handler.sessions) == 2
 
 
-def test_when_one_cannot_listen_none_stays_open(sockets: list[socket.socket]) -> None:
+def test_if_a_socket_cannot_listen_all_are_closed(sockets: list[socket.socket]) -> None:
     good, bad = os.dup(sockets[0].fileno()), os.open(os.devnull, os.O_RDONLY)
     with pytest.raises(OperatingSystemError, match="not a socket"):
         inherited_listeners([(good, "smtp"), (bad, "smtp")], backlog=5)

@@ -24,7 +24,7 @@ def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
 
 @pytest.fixture(scope="module")
 def place_with_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The directory of a daemon for many tests, none of which changes it."""
+    """The directory of a daemon that many tests share; they must not change it."""
     place = tmp_path_factory.mktemp("control")
     with Daemon(*LOCAL, *CONTROL, cwd=place) as running:
         yield place

@@ -165,7 +165,7 @@ async def test_every_line_about_a_client_has_its_address_its_session_and_a_reaso
 
 
 def is_about_a_client(record: logging.LogRecord) -> bool:
-    """Whether it is, by its words: its fields are what is checked."""
+    """Whether the text of a record is about a client; its fields are checked separately."""
     text = message_of(record)
     about = re.search(r"127\.0\.0\.[79]\b|^\[|refused|rejected", text) is not None
     return about and not text.startswith(("stopping:", "draining:"))
@@ -183,5 +183,7 @@ def check(record: logging.LogRecord) -> None:
         assert re.search("refused|no PROXY header", line), f"has no session: {line}"
     if record.levelno > logging.DEBUG and "queued" not in line:
         assert fields["reason"], fields
-        if "refused" in line and fields.get("rule") != "limit_connections":  # that has words
+        if (
+            "refused" in line and fields.get("rule") != "limit_connections"
+        ):  # its reason has a longer text
             assert fields["reason"] in line

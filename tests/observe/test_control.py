@@ -1,4 +1,4 @@
-"""The commands of an administrator, with a daemon that runs."""
+"""The commands of an administrator for a running daemon."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sessions(folder: Path) -> list[dict[str, str]]:
     return [json.loads(each) for each in says(folder, "sessions", "--json").splitlines()]
 
 
-def test_the_status_tells_what_is(daemon: Daemon, tmp_path: Path) -> None:
+def test_the_status_has_the_current_values(daemon: Daemon, tmp_path: Path) -> None:
     with daemon.smtp() as client:
         client.ehlo("client.example")
         text = says(tmp_path, "status")
@@ -42,7 +42,7 @@ def test_the_status_tells_what_is(daemon: Daemon, tmp_path: Path) -> None:
     assert told["listeners"] == [f"127.0.0.1:{daemon.port}"]
 
 
-def test_the_variable_names_the_socket_for_both_sides(tmp_path: Path) -> None:
+def test_the_environment_variable_names_the_socket_for_daemon_and_command(tmp_path: Path) -> None:
     environment = {"SMTPD_FORK_CONTROL": SOCKET}
     with Daemon(*LOCAL, cwd=tmp_path, environment=environment):
         ended = run("status", cwd=tmp_path, environment=environment)
@@ -50,7 +50,7 @@ def test_the_variable_names_the_socket_for_both_sides(tmp_path: Path) -> None:
         assert "serving" in ended.stdout
 
 
-def test_sessions_are_listed_with_what_they_do(daemon: Daemon, tmp_path: Path) -> None:
+def test_sessions_are_listed_with_their_phases(daemon: Daemon, tmp_path: Path) -> None:
     with daemon.smtp() as one, daemon.smtp() as other:
         one.ehlo("one.example")
         begin_data(other)
@@ -95,8 +95,8 @@ def test_all_sessions_of_a_client_are_kicked(daemon: Daemon, tmp_path: Path, sou
         assert other.noop()[0] == 250
 
 
-def test_a_message_that_is_being_written_survives_a_kick(tmp_path: Path) -> None:
-    """The handler stops in the middle of a message until the kick is through."""
+def test_a_message_that_is_being_stored_survives_a_kick(tmp_path: Path) -> None:
+    """The handler waits while it stores a message, until the kick is complete."""
     os.mkfifo(tmp_path / "go")
     (tmp_path / "slow.py").write_text(
         "import asyncio, pathlib\n\n\n"
@@ -131,12 +131,12 @@ PHASES = {
     "command": ("127.0.0.1:0", (), b"EHLO a.example\r\n"),
     "data": ("127.0.0.1:0", (), IN_DATA),
 }
-"""Where a client is: on which listener, with which options, and what it says."""
+"""For each phase of a client: the listener, the options, and the data that the client sends."""
 
 
 @on_both_loops
 @pytest.mark.parametrize("where", PHASES)
-def test_a_kick_reaches_a_client_wherever_it_is(
+def test_a_kick_ends_a_client_in_any_phase(
     tmp_path: Path, certificates: Certificates, where: str, loop: str
 ) -> None:
     listen, more, words = PHASES[where]
@@ -162,7 +162,7 @@ def test_a_kick_reaches_a_client_wherever_it_is(
         assert "Traceback" not in daemon.log
 
 
-def test_a_paused_daemon_lets_nobody_in_until_it_goes_on(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_paused_daemon_admits_no_clients_until_it_resumes(daemon: Daemon, tmp_path: Path) -> None:
     with daemon.smtp() as inside:
         assert says(tmp_path, "pause") == "paused\n"
         assert "paused" in says(tmp_path, "status")
@@ -187,7 +187,7 @@ def test_a_drain_ends_the_daemon_with_its_last_session(daemon: Daemon, tmp_path:
     assert daemon.log.count("control: uid") == 1
 
 
-def test_a_drain_whose_time_is_over_is_a_stop(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_drain_becomes_a_stop_after_its_time_limit(daemon: Daemon, tmp_path: Path) -> None:
     client = daemon.smtp()
     says(tmp_path, "drain", "--timeout", "100ms")
     assert last_word(client) == (421, b"4.3.2")
@@ -195,7 +195,7 @@ def test_a_drain_whose_time_is_over_is_a_stop(daemon: Daemon, tmp_path: Path) ->
     assert "drain timeout: stopping" in daemon.log
 
 
-def test_a_signal_makes_a_stop_of_a_drain(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_signal_turns_a_drain_into_a_stop(daemon: Daemon, tmp_path: Path) -> None:
     client = daemon.smtp()
     says(tmp_path, "drain")
     daemon.signal(signal.SIGTERM)
@@ -203,7 +203,7 @@ def test_a_signal_makes_a_stop_of_a_drain(daemon: Daemon, tmp_path: Path) -> Non
     assert daemon.process.wait(PATIENCE) == 0
 
 
-def test_a_drain_may_be_waited_for(daemon: Daemon, tmp_path: Path) -> None:
+def test_the_drain_command_can_wait_for_the_end(daemon: Daemon, tmp_path: Path) -> None:
     assert says(tmp_path, "drain", "--wait").splitlines() == ["draining: 0 sessions left", "ended"]
     assert daemon.process.wait(PATIENCE) == 0
 
@@ -217,7 +217,7 @@ def test_the_rejections_of_a_session_are_explained_and_counted(tmp_path: Path) -
             _, text = client.data("x" * 2000)
             client.quit()
         name = text.decode().rpartition("[")[2].rstrip("]")
-        for written in (name, f"[{name}]"):  # as it is copied from a log
+        for written in (name, f"[{name}]"):  # as copied from a log
             assert says(tmp_path, "explain", written).splitlines() == [
                 f"rejected DATA from 127.0.0.1 [{name}]",
                 f"reply    552 {text.decode()}",
@@ -259,7 +259,7 @@ def test_the_explanation_of_a_denied_client_has_its_address_and_the_network(tmp_
         assert "network  127.0.0.0/8" in lines
 
 
-def test_a_kick_and_questions_go_on_during_a_stop(tmp_path: Path) -> None:
+def test_requests_are_answered_during_a_stop(tmp_path: Path) -> None:
     with Daemon(*LOCAL, *CONTROL, cwd=tmp_path) as daemon:
         client = daemon.smtp()
         begin_data(client)

@@ -59,7 +59,7 @@ def test_a_network_is_denied_listed_explained_and_admitted_again(
     daemon.wait_for(r"control: uid \d+, pid \d+: undeny 127.0.0.2/31$")
 
 
-def test_the_lists_of_deny_stay_and_their_refusals_name_file_and_line(tmp_path: Path) -> None:
+def test_the_lists_of_deny_stay_in_force_and_refusals_name_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "bad.list").write_text("# bad\n127.0.0.3 Listed\n")
     with Daemon(*LOCAL, *CONTROL, "--deny", "./bad.list", cwd=tmp_path) as daemon:
         says(tmp_path, "deny", "127.0.0.2")
@@ -94,7 +94,7 @@ def test_denials_are_kept_over_reloads_and_upgrades(tmp_path: Path, loop: str) -
         assert reply(daemon, "127.0.0.4") == "220"
 
 
-def test_what_is_denied_while_a_new_process_starts_is_handed_over(tmp_path: Path) -> None:
+def test_denials_during_an_upgrade_are_handed_over(tmp_path: Path) -> None:
     with Daemon(*LOCAL, *CONTROL, cwd=tmp_path) as daemon, Successors(daemon) as successors:
         says(tmp_path, "deny", "127.0.0.2")
         daemon.signal(signal.SIGUSR2)
@@ -108,7 +108,7 @@ def test_what_is_denied_while_a_new_process_starts_is_handed_over(tmp_path: Path
         assert reply(daemon, "127.0.0.2") == "220"
 
 
-def test_a_denial_ends_with_its_time(tmp_path: Path) -> None:
+def test_a_denial_expires(tmp_path: Path) -> None:
     with Daemon(*LOCAL, *CONTROL, cwd=tmp_path) as daemon:
         assert ask(tmp_path, "deny", network="127.0.0.2", seconds=2)["ok"]
         assert reply(daemon, "127.0.0.2").startswith("554")
@@ -139,7 +139,7 @@ def test_bad_input_is_one_line_with_status_64_and_denies_nothing(
     assert ask(place_with_daemon, "denials")["denials"] == []
 
 
-def test_a_text_cannot_be_more_than_one_line_of_a_reply(tmp_path: Path) -> None:
+def test_the_text_of_a_denial_is_one_line_of_a_reply(tmp_path: Path) -> None:
     with Daemon(*LOCAL, *CONTROL, cwd=tmp_path) as daemon:
         text = "a\r\n250 b\x1b[2J\xe9"
         assert ask(tmp_path, "deny", network="127.0.0.2", text=text)["text"] == "a??250 b?[2J?"
@@ -154,7 +154,7 @@ def test_many_denials_are_listed_page_by_page(tmp_path: Path) -> None:
         assert listed == [f"192.0.2.{number}" for number in range(250)]
 
 
-def test_another_user_may_not_deny(public: Path, command_for_nobody: list[str]) -> None:
+def test_another_user_cannot_deny(public: Path, command_for_nobody: list[str]) -> None:
     needs_root()
     nobody = [peer("setpriv"), "--reuid", "65534", "--regid", "65534", "--clear-groups"]
     with Daemon(*LOCAL, *CONTROL, cwd=public, command=command_for_nobody):

@@ -1,4 +1,4 @@
-"""``smtpd-fork limits``: limits are shown, changed at run time, and back after a reload."""
+"""``smtpd-fork limits``: limits are shown, changed at run time, and reset by a reload."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_limits_are_shown_changed_and_back_after_a_reload(daemon: Daemon, tmp_path: Path) -> None:
+def test_limits_are_shown_changed_and_reset_by_a_reload(daemon: Daemon, tmp_path: Path) -> None:
     assert re.search(r"^max_from_ip +50$", says(tmp_path, "limits"), re.MULTILINE)
     text = says(
         tmp_path, "limits", "limit_connections=200", "max-from-ip=1", "rate=9/m", "rate=99/h"
@@ -43,7 +43,7 @@ def test_limits_are_shown_changed_and_back_after_a_reload(daemon: Daemon, tmp_pa
     assert (told["changed"], told["until"], told["limits"]["max_from_ip"]) == ([], None, 50)
 
 
-def test_a_reload_that_fails_leaves_the_changes(tmp_path: Path) -> None:
+def test_a_failed_reload_keeps_the_changes(tmp_path: Path) -> None:
     (tmp_path / "bad.list").write_text("192.0.2.1\n")
     with Daemon(*LOCAL, *CONTROL, "--deny", "./bad.list", cwd=tmp_path) as daemon:
         says(tmp_path, "limits", "max_from_ip=7")
@@ -52,7 +52,7 @@ def test_a_reload_that_fails_leaves_the_changes(tmp_path: Path) -> None:
         daemon.wait_for("reload failed, previous settings stay in force")
         told = ask(tmp_path, "limits")
         assert (told["changed"], told["limits"]["max_from_ip"]) == (["max_from_ip"], 7)
-        # Nor is the broken list in the way of a change that has nothing to do with it.
+        # The invalid list does not prevent a change of other limits either.
         assert ask(tmp_path, "limits", set={"max_from_ip": ["8"]})["ok"]
         assert ask(tmp_path, "limits", set={"allow": ["192.0.2.7"]})["ok"]
         assert not ask(tmp_path, "limits", set={"exempt": ["./bad.list"]})["ok"]
@@ -67,7 +67,7 @@ def test_a_network_can_be_denied_at_run_time_and_rates_keep_their_state(tmp_path
         with pytest.raises(smtplib.SMTPConnectError, match="554"):
             daemon.smtp(source="127.0.0.2")
         with pytest.raises(smtplib.SMTPConnectError, match="421"):
-            daemon.smtp()  # its one of the hour was used up before
+            daemon.smtp()  # it had used its one session per hour before
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_network_can_be_denied_at_run_time_and_rates_keep_their_state(tmp_path
         (("=1",), "write NAME=VALUE"),
     ],
 )
-def test_a_limit_that_cannot_be_had_changes_nothing(
+def test_an_invalid_limit_changes_nothing(
     place_with_daemon: Path, words: tuple[str, ...], reason: str
 ) -> None:
     ended = command(place_with_daemon, "limits", "limit_connections=7", *words)
@@ -98,7 +98,7 @@ def test_a_limit_that_cannot_be_had_changes_nothing(
     assert (told["changed"], told["limits"]["limit_connections"]) == ([], 1000)
 
 
-def test_who_may_have_no_more_files_is_warned(tmp_path: Path) -> None:
+def test_a_lack_of_file_descriptors_is_a_warning(tmp_path: Path) -> None:
     few = ["sh", "-c", 'ulimit -n 500; exec "$0" "$@"', *COMMAND]
     with Daemon(*LOCAL, *CONTROL, cwd=tmp_path, command=few):
         assert "(RLIMIT_NOFILE)" in says(tmp_path, "limits", "limit_connections=5000")

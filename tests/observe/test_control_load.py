@@ -1,4 +1,4 @@
-"""The control socket under load: floods, stalls and thousands of sessions do not hold up mail."""
+"""The control socket under load: floods, stalls and thousands of sessions do not delay mail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_so_many_may_speak_at_once_and_the_next_is_told(daemon: Daemon, tmp_path: Path) -> None:
+def test_the_number_of_clients_is_limited_and_the_next_gets_an_error(
+    daemon: Daemon, tmp_path: Path
+) -> None:
     with ExitStack() as stack:
         for _ in range(MAX_CLIENTS):
             sock = stack.enter_context(connect(tmp_path))
@@ -45,7 +47,7 @@ def test_so_many_may_speak_at_once_and_the_next_is_told(daemon: Daemon, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["garbage", "requests", "connections", "stall", "deaf"])
-def test_mail_flows_whatever_control_clients_do(daemon: Daemon, tmp_path: Path, kind: str) -> None:
+def test_control_clients_do_not_delay_mail(daemon: Daemon, tmp_path: Path, kind: str) -> None:
     done = threading.Event()
 
     def misbehave() -> None:
@@ -56,7 +58,7 @@ def test_mail_flows_whatever_control_clients_do(daemon: Daemon, tmp_path: Path, 
                     for sock in clients:
                         ATTACKS[kind](sock)
                 except OSError:
-                    continue  # turned away, cut, or its patience is over: again
+                    continue  # refused, cut, or its timeout has passed: try again
                 done.wait(0.05)
 
     attackers = [threading.Thread(target=misbehave) for _ in range(3)]
@@ -88,7 +90,7 @@ ATTACKS: dict[str, Callable[[socket.socket], None]] = {
 }
 
 
-def test_a_client_that_stalls_is_closed_when_its_time_is_over(
+def test_a_client_that_stalls_is_closed_after_the_timeout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.observe.control.control.IDLE_SECONDS", 0.05)
@@ -123,7 +125,7 @@ async def test_a_client_that_does_not_read_its_replies_is_cut(
 
 
 class _control:  # noqa: N801 - reads like a function where it stands
-    """The control socket of a server in this loop."""
+    """The control socket of a server in this event loop."""
 
     def __init__(self, server: Any, folder: Path) -> None:
         self.drained: list[float | None] = []
@@ -156,8 +158,10 @@ def empty(gate: Gate) -> None:
         ticket.release()
 
 
-async def test_five_thousand_sessions_come_in_pages_and_mail_in_between(tmp_path: Path) -> None:
-    """No page is longer than a page, and nobody is on two of them or on none."""
+async def test_five_thousand_sessions_are_listed_in_pages_without_delaying_mail(
+    tmp_path: Path,
+) -> None:
+    """The length of a page is limited, and each session is on exactly one page."""
     gate = crowd(5000)
     before = {entry.id for entry in gate.ledger()}
     async with (
@@ -180,7 +184,7 @@ async def test_five_thousand_sessions_come_in_pages_and_mail_in_between(tmp_path
             assert len(page["sessions"]) <= 2 * PAGE
             names += [each["id"] for each in page["sessions"]]
             after = page["next"]
-            if len(names) == 2 * PAGE:  # the first page's have gone meanwhile
+            if len(names) == 2 * PAGE:  # the sessions of the first page have ended meanwhile
                 for ticket in [each for each in gate.tickets() if each.id in names]:
                     ticket.release()
             assert (await client.deliver()).code == 250
@@ -198,7 +202,7 @@ def empty_of_peers(gate: Gate, server: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["silent", "half a request", "deaf"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_client_that_hangs_does_not_hold_up_the_stop(
+def test_a_client_that_hangs_does_not_delay_the_stop(
     tmp_path: Path, kind: str, number: signal.Signals
 ) -> None:
     with Daemon(*LOCAL, *CONTROL, cwd=tmp_path) as daemon, connect(tmp_path) as sock:

@@ -1,4 +1,4 @@
-"""What is said on the control socket: requests, faults, and garbage between them."""
+"""The protocol of the control socket: requests, errors, and garbage between them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("request_", GARBAGE.values(), ids=GARBAGE)
-def test_garbage_is_answered_and_the_next_request_is_as_well(
+def test_garbage_gets_an_error_and_the_next_request_is_answered(
     place_with_daemon: Path, request_: bytes
 ) -> None:
     with connect(place_with_daemon) as sock:
@@ -60,13 +60,13 @@ def test_a_request_without_an_end_is_cut_at_its_limit(place_with_daemon: Path) -
         assert line(sock) == {}
 
 
-def test_another_version_is_told_apart(place_with_daemon: Path) -> None:
+def test_another_protocol_version_is_detected(place_with_daemon: Path) -> None:
     reply = raw(place_with_daemon, b'{"v":2,"command":"status","new":1}\n')
     assert (reply["v"], reply["fault"]) == (1, "version")
     assert "version 1" in reply["text"]
 
 
-def test_the_last_line_without_its_end_is_not_carried_out(place_with_daemon: Path) -> None:
+def test_an_incomplete_line_is_not_carried_out(place_with_daemon: Path) -> None:
     with connect(place_with_daemon) as sock:
         sock.sendall(b'{"v":1,"command":"pause"}')
         sock.shutdown(socket.SHUT_WR)
@@ -80,7 +80,7 @@ def test_pipelined_requests_are_answered_in_order(place_with_daemon: Path) -> No
         assert [line(sock)["ok"] for _ in range(20)] == [True, False] * 10
 
 
-def test_every_request_and_every_fault_is_in_the_papers() -> None:
+def test_every_request_and_every_error_is_documented() -> None:
     page = read("docs/control.md")
     tables = page.partition("## The protocol")[2]
     rows = re.findall(r"^\| (`[^|]+) \|", tables, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""``smtpd-fork reload``: what changed, line by line, or why nothing did."""
+"""``smtpd-fork reload``: prints a line for each change, or the reason of a failure."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def started(place: Path, text: str = "", *options: str) -> Daemon:
 
 
 @on_both_loops
-def test_it_prints_a_line_for_each_change_and_the_log_says_the_same(
-    tmp_path: Path, loop: str
-) -> None:
+def test_it_prints_and_logs_a_line_for_each_change(tmp_path: Path, loop: str) -> None:
     text = '[gate]\nmax-from-ip = 2\ndeny = ["192.0.2.1", "192.0.2.2"]\n'
     with started(tmp_path, text, "--loop", loop) as daemon:
         assert says(tmp_path, "reload") == "nothing changed\n"
@@ -60,7 +58,7 @@ def test_it_prints_a_line_for_each_change_and_the_log_says_the_same(
 LISTS = ("allow", "deny", "exempt", "proxy-trust", "probe-from")
 
 
-def test_what_changed_in_the_files_of_a_list_is_counted(tmp_path: Path) -> None:
+def test_changes_in_the_files_of_a_list_are_counted(tmp_path: Path) -> None:
     listed = tmp_path / "some.list"
     listed.write_text("192.0.2.1\n192.0.2.2 text\n192.0.2.4\n")
     options = [word for name in LISTS for word in (f"--{name}", "./some.list")]
@@ -73,7 +71,9 @@ def test_what_changed_in_the_files_of_a_list_is_counted(tmp_path: Path) -> None:
         assert says(tmp_path, "reload") == "nothing changed\n"
 
 
-def test_what_was_changed_at_run_time_and_is_not_any_more_is_named(tmp_path: Path) -> None:
+def test_settings_that_were_changed_at_run_time_are_listed_when_they_are_reset(
+    tmp_path: Path,
+) -> None:
     with started(tmp_path):
         says(tmp_path, "limits", "max_from_ip=7", "rate=9/m")
         assert sorted(says(tmp_path, "reload").splitlines()) == [
@@ -111,7 +111,7 @@ def test_arguments_of_handlers_are_not_shown(tmp_path: Path) -> None:
         ('pid-file = ""\n', "pid-file", os.EX_CONFIG),
     ],
 )
-def test_one_that_fails_is_one_line_with_its_status_and_changes_nothing(
+def test_a_failed_reload_prints_one_line_with_its_status_and_changes_nothing(
     tmp_path: Path, text: str, reason: str, status: int
 ) -> None:
     (tmp_path / "bad.list").write_text("192.0.2.1\nnonsense\n")
@@ -130,7 +130,7 @@ def test_one_that_fails_is_one_line_with_its_status_and_changes_nothing(
         assert says(tmp_path, "reload") == "max_from_ip 2 -> 4\n"
 
 
-def test_a_reload_during_another_one_waits_and_sees_the_newest_file(tmp_path: Path) -> None:
+def test_a_reload_during_another_one_waits_and_reads_the_newest_file(tmp_path: Path) -> None:
     with started(tmp_path, "[gate]\nmax-from-ip = 2\n") as daemon:
         (tmp_path / FILE).write_text(f"{BASE}[gate]\nmax-from-ip = 3\n")
         clients = [
@@ -147,7 +147,7 @@ def test_a_reload_during_another_one_waits_and_sees_the_newest_file(tmp_path: Pa
         assert "Traceback" not in daemon.log
 
 
-def test_other_requests_do_not_wait_for_a_reload_and_it_goes_on_without_its_client(
+def test_other_requests_do_not_wait_for_a_reload_and_it_continues_without_its_client(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "slow.py").write_text(
@@ -172,7 +172,7 @@ def test_other_requests_do_not_wait_for_a_reload_and_it_goes_on_without_its_clie
         daemon.wait_for(r"configuration reloaded \(handler discard -> slow:fine\)")
 
 
-def test_another_user_may_not_reload(public: Path, command_for_nobody: list[str]) -> None:
+def test_another_user_cannot_reload(public: Path, command_for_nobody: list[str]) -> None:
     needs_root()
     nobody = [peer("setpriv"), "--reuid", "65534", "--regid", "65534", "--clear-groups"]
     (public / FILE).write_text(BASE)

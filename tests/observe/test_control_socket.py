@@ -1,4 +1,4 @@
-"""The control socket itself: who may speak there, and how little a client can do to it."""
+"""The control socket: its permissions, its path, and errors of the command."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ NOBODY = 65534
 # -- the path ----------------------------------------------------------------------------------
 
 
-def test_the_socket_is_its_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_only_the_owner_can_use_the_socket_with_any_umask(tmp_path: Path) -> None:
     open_umask = ["sh", "-c", 'umask 0; exec "$0" "$@"', *COMMAND]
     with Daemon(*LOCAL, *CONTROL, cwd=tmp_path, command=open_umask):
         assert stat.S_IMODE((tmp_path / SOCKET).stat().st_mode) == 0o600
 
 
-def test_it_is_never_more_than_its_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen from inside of listen(2): before that nobody can connect."""
+def test_the_socket_has_its_mode_before_listen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mode is checked within listen(2): before it no process can connect."""
     modes = []
     listen = socket.socket.listen
 
@@ -50,7 +52,7 @@ def test_it_is_never_more_than_its_owners(tmp_path: Path, monkeypatch: pytest.Mo
     assert modes == [0o600]
 
 
-def test_the_path_of_a_dead_daemon_is_taken_over(tmp_path: Path) -> None:
+def test_the_socket_of_a_dead_daemon_is_replaced(tmp_path: Path) -> None:
     with Daemon(*LOCAL, *CONTROL, cwd=tmp_path) as dead:
         dead.stop(signal.SIGKILL)
     assert (tmp_path / SOCKET).exists()
@@ -60,7 +62,7 @@ def test_the_path_of_a_dead_daemon_is_taken_over(tmp_path: Path) -> None:
         assert ask(tmp_path, "status")["pid"] == daemon.process.pid
 
 
-def test_the_path_of_a_living_daemon_is_not(daemon: Daemon, tmp_path: Path) -> None:
+def test_the_socket_of_a_running_daemon_is_not_replaced(daemon: Daemon, tmp_path: Path) -> None:
     ended = run(*LOCAL, *CONTROL, cwd=tmp_path)
     assert ended.returncode == os.EX_OSERR
     assert "another program answers there (from --control)" in only_line(ended)
@@ -71,7 +73,7 @@ def test_the_path_of_a_living_daemon_is_not(daemon: Daemon, tmp_path: Path) -> N
     ("path", "status"),
     [("file", os.EX_CANTCREAT), ("none/x", os.EX_CANTCREAT), ("x" * 200, os.EX_USAGE)],
 )
-def test_a_path_that_cannot_be_had_is_named(tmp_path: Path, path: str, status: int) -> None:
+def test_the_error_names_a_path_that_cannot_be_used(tmp_path: Path, path: str, status: int) -> None:
     (tmp_path / "file").write_text("somebody's")
     ended = run(*LOCAL, "--control", path, cwd=tmp_path)
     assert ended.returncode == status
@@ -80,13 +82,13 @@ def test_a_path_that_cannot_be_had_is_named(tmp_path: Path, path: str, status: i
     assert (tmp_path / "file").read_text() == "somebody's"
 
 
-def test_a_start_that_fails_leaves_no_socket(tmp_path: Path) -> None:
+def test_a_failed_start_leaves_no_socket(tmp_path: Path) -> None:
     ended = run(*LOCAL, *CONTROL, "--handler", "nosuch", cwd=tmp_path)
     assert only_line(ended)
     assert not (tmp_path / SOCKET).exists()
 
 
-def test_a_detached_daemon_has_it_as_well_and_removes_it(tmp_path: Path) -> None:
+def test_a_detached_daemon_has_the_socket_and_removes_it(tmp_path: Path) -> None:
     with Detached(*LOCAL, *CONTROL, cwd=tmp_path) as daemon:
         assert ask(tmp_path, "status")["pid"] == daemon.pid
         daemon.stop()
@@ -96,7 +98,7 @@ def test_a_detached_daemon_has_it_as_well_and_removes_it(tmp_path: Path) -> None
 # -- who may -----------------------------------------------------------------------------------
 
 
-def test_it_is_the_users_own_and_the_cleanup_process_removes_it(
+def test_the_socket_belongs_to_the_user_and_the_cleanup_process_removes_it(
     public: Path, command_for_nobody: list[str]
 ) -> None:
     (public / "run").mkdir()
@@ -107,7 +109,7 @@ def test_it_is_the_users_own_and_the_cleanup_process_removes_it(
             status = path.stat()
             assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (NOBODY, 0o600)
             words = ("status", "--control", str(path))
-            for user in ("nobody", None):  # its own user, and root
+            for user in ("nobody", None):  # the user of the daemon, and root
                 ended = run(*words, cwd=public, command=command_for_nobody, user=user)
                 assert (ended.returncode, ended.stderr) == (0, "")
             daemon.stop(number)
@@ -115,7 +117,7 @@ def test_it_is_the_users_own_and_the_cleanup_process_removes_it(
 
 
 @pytest.mark.parametrize("open_mode", [False, True], ids=["0600", "0666"])
-def test_another_user_may_not_whatever_the_mode(
+def test_another_user_is_refused_even_if_the_mode_allows_it(
     public: Path, command_for_nobody: list[str], *, open_mode: bool
 ) -> None:
     needs_root()
@@ -173,7 +175,7 @@ STATUS_REPLY = {
         "half",
     ],
 )
-def test_whatever_answers_the_command_ends_with_a_line(
+def test_the_command_ends_with_an_error_line_after_an_invalid_reply(
     tmp_path: Path, answer: bytes, status: int
 ) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
@@ -188,7 +190,7 @@ def test_whatever_answers_the_command_ends_with_a_line(
                 try:
                     sock.sendall(answer)
                 except OSError:
-                    return  # it has read enough
+                    return  # the reader has closed the connection
 
         thread = threading.Thread(target=reply)
         thread.start()
@@ -200,7 +202,7 @@ def test_whatever_answers_the_command_ends_with_a_line(
         assert only_line(ended)
 
 
-def test_a_reader_that_has_seen_enough_is_no_fault(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(daemon: Daemon, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     words = ("status", "--watch", *CONTROL)

@@ -1,4 +1,4 @@
-"""The command line of the control commands: their help, and what cannot be read or shown."""
+"""The command line of the control commands: their help, and usage errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALL = (
 )
 
 
-def test_every_command_is_there_and_has_its_help(tmp_path: Path) -> None:
+def test_every_command_exists_and_has_its_help(tmp_path: Path) -> None:
     assert tuple(CONTROL_COMMANDS) == ALL
     assert set(ALL) <= SUBCOMMANDS.keys()
     for name in ALL:
@@ -57,20 +57,22 @@ def test_without_a_daemon_the_status_is_69(tmp_path: Path, name: str) -> None:
         ("drain", "--timeout", "soon"),
     ],
 )
-def test_what_cannot_be_read_is_usage(place_with_daemon: Path, words: tuple[str, ...]) -> None:
+def test_invalid_arguments_are_usage_errors(
+    place_with_daemon: Path, words: tuple[str, ...]
+) -> None:
     ended = command(place_with_daemon, *words)
     assert ended.returncode == os.EX_USAGE
     assert only_line(ended)
 
 
 @pytest.mark.parametrize("source", ["some:body", "192.0.2.1/24", "192.0.2.0/33", "\x1b[2J."])
-def test_what_is_no_address_is_usage(place_with_daemon: Path, source: str) -> None:
+def test_an_invalid_address_is_a_usage_error(place_with_daemon: Path, source: str) -> None:
     ended = command(place_with_daemon, "kick", source)
     assert ended.returncode == os.EX_USAGE
     assert "\x1b" not in only_line(ended)
 
 
-def test_without_a_path_it_is_said_where_to_name_one(tmp_path: Path) -> None:
+def test_without_a_path_the_error_says_where_to_set_one(tmp_path: Path) -> None:
     ended = run("status", cwd=tmp_path)
     assert ended.returncode == os.EX_USAGE
     assert "--control PATH, or SMTPD_FORK_CONTROL" in only_line(ended)

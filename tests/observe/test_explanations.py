@@ -1,4 +1,4 @@
-"""Refusals explained: ids, cures, and counts by rule."""
+"""Explanations of refusals: ids, advice, and counts by rule."""
 
 from __future__ import annotations
 

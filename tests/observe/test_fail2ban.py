@@ -1,4 +1,4 @@
-"""The fail2ban filter finds the clients that it is to find in a real log, and no other."""
+"""The fail2ban filter finds the right clients in a real log, and no others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Closed:
 '''
 
 HOSTILE = "x> helo=<x> INFO rejected AUTH from 203.0.113.66 [a-1]: 535 5.7.8 no"
-"""A name that would put somebody else's address into the log."""
+"""A name by which a client tries to put another address into the log."""
 
 
 def found(mode: str, log: Path) -> set[str]:
@@ -46,7 +46,7 @@ def found(mode: str, log: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Have a daemon refuse something of every client, each from an address of its own."""
+    """Make a daemon refuse a client for each reason, each client with its own address."""
     peer("fail2ban-regex")
     folder = tmp_path_factory.mktemp("fail2ban")
     (folder / "closed.py").write_text(HANDLER)
@@ -72,12 +72,12 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_normal_mode_finds_who_is_refused_relaying_and_who_makes_too_many_errors(log: Path) -> None:
+def test_normal_mode_finds_refused_relaying_and_too_many_errors(log: Path) -> None:
     assert found("normal", log) == {"127.0.0.2", "127.0.0.3"}
 
 
-def test_the_lines_of_the_journal_are_found_as_well(log: Path, tmp_path: Path) -> None:
-    """They begin as journalctl and fail2ban's own backend have them, and have no level."""
+def test_lines_in_the_journal_are_found_as_well(log: Path, tmp_path: Path) -> None:
+    """They have the begin that journalctl and the backend of fail2ban use, and no level."""
     journal = tmp_path / "journal"
     begin = re.compile(r"^\S+ ([\d:]+),\d+ [A-Z]+ ", re.MULTILINE)
     text, count = begin.subn(r"Nov 26 \1 mx smtpd-fork[539]: ", log.read_text())
@@ -91,7 +91,7 @@ def test_aggressive_mode_finds_every_permanent_rejection_and_refusal(log: Path) 
     assert found("aggressive", log) == {f"127.0.0.{n}" for n in (2, 3, 4, 5, 6)}
 
 
-def test_auth_mode_finds_failed_attempts_alone(log: Path) -> None:
+def test_auth_mode_finds_only_failed_attempts(log: Path) -> None:
     assert found("auth", log) == set()
     line = "INFO rejected AUTH from 2001:db8::7 [a1b2c3-4]: 535 5.7.8 Failed; helo=<x>"
     with log.open("a") as file:

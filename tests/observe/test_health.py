@@ -1,4 +1,4 @@
-"""Health: the probe of the container, and what it makes of a daemon that is well or not."""
+"""Health: the health check of the container, with healthy and unhealthy daemons."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def address_of(server: Any) -> Address:
 @pytest.mark.parametrize(
     "listen", ["127.0.0.1:0", "[::1]:0", "smtps:127.0.0.1:0", "lmtp:unix:{folder}/x.sock"]
 )
-async def test_a_daemon_that_greets_is_well_and_has_its_place_back(
+async def test_a_daemon_that_sends_a_greeting_is_healthy_and_the_slot_is_free_again(
     tmp_path: Path, certificates: Certificates, listen: str
 ) -> None:
     options = {"tls_context": certificates.server, "listen": [listen.format(folder=tmp_path)]}
@@ -42,13 +42,13 @@ async def test_a_daemon_that_greets_is_well_and_has_its_place_back(
         await until(lambda: server.gate.count == 0)
 
 
-async def test_behind_a_proxy_it_speaks_for_nobody() -> None:
+async def test_with_a_proxy_header_the_check_names_no_client() -> None:
     options = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": "127.0.0.1"}
     async with serve(Discard(), **options) as server:
         assert (await asyncio.to_thread(health.probe, address_of(server))).startswith("220 ")
 
 
-async def test_a_daemon_that_says_it_is_full_is_well() -> None:
+async def test_a_daemon_that_answers_421_is_healthy() -> None:
     options = {"limit_connections": 1, "when_full": "refuse"}
     async with serve(Discard(), **options) as server:
         async with await Client.to(server.addresses[0]) as client:
@@ -56,7 +56,7 @@ async def test_a_daemon_that_says_it_is_full_is_well() -> None:
             assert (await asyncio.to_thread(health.probe, address_of(server))).startswith("421 ")
 
 
-async def test_with_a_place_in_reserve_it_comes_in_though_all_others_are_taken() -> None:
+async def test_the_check_can_use_a_reserved_slot() -> None:
     options: dict[str, Any] = {"limit_connections": 2, "reserve": 1, "exempt": "127.0.0.1/32"}
     async with serve(Discard(), **options) as server:
         async with await Client.to(server.addresses[0], source="127.0.0.7") as client:
@@ -64,7 +64,7 @@ async def test_with_a_place_in_reserve_it_comes_in_though_all_others_are_taken()
             assert (await asyncio.to_thread(health.probe, address_of(server))).startswith("220 ")
 
 
-def test_a_daemon_that_hangs_is_not_well() -> None:
+def test_a_daemon_that_hangs_is_not_healthy() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as hung:
         address = Address(host="127.0.0.1", port=hung.getsockname()[1])
         with pytest.raises(TimeoutError):
@@ -72,7 +72,7 @@ def test_a_daemon_that_hangs_is_not_well() -> None:
 
 
 @pytest.mark.parametrize("says", [b"", b"554 5.3.2 no\r\n", b"\x00" * 5000, b"HTTP/1.1 200 OK\r\n"])
-def test_what_is_no_greeting_is_not_well(
+def test_an_invalid_greeting_is_not_healthy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], says: bytes
 ) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as other:
@@ -92,7 +92,7 @@ def test_what_is_no_greeting_is_not_well(
     assert out.count("\n") == 1
 
 
-def test_nobody_there_is_one_line(
+def test_a_missing_daemon_is_an_error_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
@@ -116,7 +116,7 @@ def test_nobody_there_is_one_line(
         (b"\xff\0smtpd-fork\0\xff\0", ["\udcff"]),
     ],
 )
-def test_the_arguments_of_the_daemon_are_those_behind_its_name(
+def test_the_arguments_of_the_daemon_are_those_after_its_name(
     command_line: bytes, arguments: list[str]
 ) -> None:
     assert health.daemon_arguments(command_line) == arguments
@@ -132,5 +132,5 @@ def test_the_arguments_of_the_daemon_are_those_behind_its_name(
         (["-l", "unix:/x"], "unix:/x"),
     ],
 )
-def test_it_asks_where_a_plain_client_would(arguments: list[str], place: str) -> None:
+def test_the_check_connects_to_a_plaintext_address(arguments: list[str], place: str) -> None:
     assert str(health._address(arguments)) == place

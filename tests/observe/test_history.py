@@ -1,4 +1,4 @@
-"""History: the last hour of refusals, by the minute, and nothing older."""
+"""History: the refusals of each minute of the last hour."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ def stats(**refused: int) -> dict[str, int]:
     return {"admitted": 7, "refused": sum(refused.values()), **counts}
 
 
-def test_the_minute_that_is_under_way_is_the_last() -> None:
+def test_the_current_minute_is_the_last_one() -> None:
     history = History(stats(deny=5))
     assert history.minutes(stats(deny=7, rate=1)) == [*[{}] * (MINUTES - 1), {"deny": 2, "rate": 1}]
 
 
-def test_a_minute_has_what_was_refused_in_it() -> None:
+def test_a_minute_has_its_refusals() -> None:
     history = History(stats())
     history.end_minute(stats(deny=2))
     history.end_minute(stats(deny=2))
@@ -28,7 +28,7 @@ def test_a_minute_has_what_was_refused_in_it() -> None:
     ]
 
 
-def test_what_is_older_than_an_hour_is_forgotten() -> None:
+def test_refusals_before_the_last_hour_are_removed() -> None:
     history = History(stats())
     for minute in range(1, 3 * MINUTES):
         history.end_minute(stats(deny=minute))

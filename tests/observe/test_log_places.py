@@ -1,4 +1,4 @@
-"""Places of the log: files that are moved away, syslogs that start anew, the journal."""
+"""Log targets: files that are renamed, a syslogd that is restarted, and the journal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger("handler.of.a.test")
 # -- files -----------------------------------------------------------------------------------------
 
 
-def test_a_file_that_logrotate_has_moved_away_is_opened_again(tmp_path: Path) -> None:
+def test_a_file_that_logrotate_has_renamed_is_opened_again(tmp_path: Path) -> None:
     rotate = peer("logrotate")
     with Detached(*LOCAL, cwd=tmp_path) as daemon:
         old = daemon.text
@@ -55,7 +55,7 @@ def test_a_file_that_logrotate_has_moved_away_is_opened_again(tmp_path: Path) ->
         assert "stopped" not in moved
 
 
-def test_a_file_that_is_where_it_was_goes_on_and_nothing_is_said(tmp_path: Path) -> None:
+def test_a_file_that_was_not_renamed_stays_in_use_without_a_message(tmp_path: Path) -> None:
     with Detached(*LOCAL, cwd=tmp_path) as daemon:
         os.kill(daemon.pid, SIGHUP)
         until(lambda: "configuration reloaded" in daemon.text, "the reload")
@@ -64,7 +64,7 @@ def test_a_file_that_is_where_it_was_goes_on_and_nothing_is_said(tmp_path: Path)
         assert daemon.text.endswith("INFO stopped\n")
 
 
-def test_a_file_that_cannot_be_opened_again_is_told_of_in_the_old_one(tmp_path: Path) -> None:
+def test_an_error_of_reopening_is_logged_to_the_old_file(tmp_path: Path) -> None:
     with Detached(*LOCAL, cwd=tmp_path) as daemon:
         moved = tmp_path / "moved"
         daemon.log.rename(moved)
@@ -76,7 +76,7 @@ def test_a_file_that_cannot_be_opened_again_is_told_of_in_the_old_one(tmp_path: 
         assert moved.read_text().endswith("INFO stopped\n")
 
 
-def test_a_user_who_may_not_make_the_new_file_goes_on_in_the_old_one(
+def test_a_user_that_cannot_create_the_new_file_continues_with_the_old_one(
     command_for_nobody: list[str], public: Path
 ) -> None:
     with Detached(*LOCAL, "-u", "nobody", cwd=public, command=command_for_nobody) as daemon:
@@ -90,7 +90,7 @@ def test_a_user_who_may_not_make_the_new_file_goes_on_in_the_old_one(
         until(lambda: "log file reopened" in daemon.text, "the new file")
 
 
-def test_a_fifo_that_nobody_reads_is_a_fault_of_the_start(tmp_path: Path) -> None:
+def test_a_fifo_without_a_reader_is_an_error_of_the_start(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     ended = run(*LOCAL, "--log-to", "fifo", cwd=tmp_path)
     assert ended.returncode == os.EX_CANTCREAT
@@ -102,7 +102,7 @@ def test_a_fifo_that_nobody_reads_is_a_fault_of_the_start(tmp_path: Path) -> Non
 
 @contextmanager
 def rsyslogd(folder: Path) -> Iterator[Path]:
-    """Run a real syslogd on a socket in *folder*; what it hears is in the file ``heard``."""
+    """Run a real syslogd on a socket in *folder*; it writes entries to the file ``heard``."""
     program = peer("rsyslogd")
     place, heard = folder / "dev-log", folder / "heard"
     place.unlink(missing_ok=True)
@@ -120,7 +120,7 @@ def rsyslogd(folder: Path) -> Iterator[Path]:
         end(process)
 
 
-def test_a_syslogd_that_is_started_anew_is_found_again(
+def test_logging_continues_after_a_restart_of_syslogd(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setup, "SYSLOG", str(tmp_path / "dev-log"))
@@ -136,7 +136,7 @@ def test_a_syslogd_that_is_started_anew_is_found_again(
     assert f"mail.warning smtpd-fork {os.getpid()} WARNING [ab-2] second" in lines
 
 
-def test_while_there_is_no_syslogd_entries_are_lost_and_the_count_is_told_later(
+def test_entries_are_lost_without_syslogd_and_their_number_is_logged_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "dev-log"
@@ -157,7 +157,7 @@ def test_while_there_is_no_syslogd_entries_are_lost_and_the_count_is_told_later(
             assert second.recv(1000).endswith(told)
 
 
-def test_every_datagram_of_a_traceback_has_the_session(
+def test_every_datagram_of_a_traceback_has_the_session_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setup, "SYSLOG", str(tmp_path / "dev-log"))
@@ -181,7 +181,7 @@ def test_every_datagram_of_a_traceback_has_the_session(
 def test_an_entry_of_the_journal_has_its_fields(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large one comes as a file in memory: more characters than fit into the small buffer."""
+    """A large entry is sent as a file in memory, as it does not fit into a datagram."""
     monkeypatch.setattr(setup, "JOURNALD", str(tmp_path / "socket"))
     with bound(tmp_path / "socket") as sock, logging_with(log_to="journald") as log_queue:
         log_queue._target._socket.setsockopt(1, 7, 4096)  # type: ignore[attr-defined]  # SO_SNDBUF
@@ -203,7 +203,7 @@ def test_an_entry_of_the_journal_has_its_fields(
     assert json.loads(entry["SMTPD_FORK_EXTRA"]) == {"mine": "a\nb"}
 
 
-def test_in_the_journal_the_message_may_be_json(
+def test_the_message_in_the_journal_can_be_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setup, "JOURNALD", str(tmp_path / "socket"))
@@ -214,13 +214,13 @@ def test_in_the_journal_the_message_may_be_json(
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["it", "another"])
-def test_the_log_goes_to_journald_if_standard_error_is_the_journal_as_systemd_says(
+def test_the_default_is_journald_if_systemd_has_connected_standard_error_to_it(
     same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setup, "JOURNALD", str(tmp_path / "socket"))
     status = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino + (not same)}")
-    assert setup.default_target(detach=False) == "stderr"  # no journald answers
+    assert setup.default_target(detach=False) == "stderr"  # journald does not answer
     with bound(tmp_path / "socket"):
         assert setup.default_target(detach=False) == ("journald" if same else "stderr")
         assert setup.default_target(detach=True) == "syslog"
@@ -261,7 +261,7 @@ finally:
 """
 
 
-def test_the_real_journald_has_the_fields(tmp_path: Path) -> None:
+def test_the_real_journald_stores_the_fields(tmp_path: Path) -> None:
     journald, *_ = peers("systemd-journald", "journalctl", "mount")
     enter = namespaces("--mount", "--propagation", "private")
     done = subprocess.run(
@@ -311,14 +311,14 @@ def test_a_detached_daemon_that_cannot_log_prints_a_warning_at_its_start(tmp_pat
     until(lambda: not (tmp_path / "pid").exists(), "its end")
 
 
-def test_a_start_that_fails_warns_of_nothing(tmp_path: Path) -> None:
+def test_a_failed_start_prints_no_warning(tmp_path: Path) -> None:
     ended = run(*LOCAL, "--detach", "--tls-cert", "no.pem", cwd=tmp_path, command=WITHOUT_SYSLOG)
     assert ended.returncode == os.EX_CONFIG
     assert ended.stderr.count("\n") == 1
     assert "warning" not in ended.stderr
 
 
-async def test_the_level_is_the_one_of_the_settings_that_hold(tmp_path: Path) -> None:
+async def test_a_reload_sets_the_level_of_the_settings_in_force(tmp_path: Path) -> None:
     with logging_with(log_to=str(tmp_path / "log"), log_format="json"):
         log.debug("before")
         await LogReload().reloaded(DaemonConfig.build({"log_level": "debug"}))

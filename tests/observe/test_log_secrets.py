@@ -1,4 +1,4 @@
-"""No credential and nothing of a message is in the log, at any level and in any format."""
+"""Secrets: credentials and messages are not in the log, at any level and in any format."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("log_format", ["text", "json"])
 @pytest.mark.parametrize("asking", [check, check_slowly], ids=["at once", "slowly"])
-async def test_credentials_are_in_no_line(
+async def test_no_log_line_has_credentials(
     form: str, log_format: str, asking: Any, tmp_path: Path, certificates: Certificates
 ) -> None:
     path = tmp_path / "log"
@@ -66,10 +66,10 @@ async def test_credentials_are_in_no_line(
         assert secret not in text
 
 
-async def test_an_authenticator_that_fails_tells_no_password(
+async def test_the_traceback_of_a_failed_authenticator_has_no_password(
     tmp_path: Path, certificates: Certificates
 ) -> None:
-    """Python's traceback has the source's lines, and no values."""
+    """Python's traceback has lines of the code, and no values."""
 
     def fail(*args: Any) -> Any:
         return args[-1].nothing
@@ -92,7 +92,7 @@ MESSAGE = (
 
 
 async def refused_and_sent(client: Client) -> None:
-    """Send a message without an envelope, as who waits for no reply does."""
+    """Send a message whose envelope was refused, like a client that ignores replies."""
     await client.say("DATA")
     for line in [line for line in MESSAGE.split("\r\n") if line]:
         await client.say(line)
@@ -117,7 +117,7 @@ WAYS: dict[str, Callable[[Client], Awaitable[Any]]] = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("log_format", ["text", "json"])
 @pytest.mark.parametrize("sink", ["discard", "maildir"])
-async def test_nothing_of_a_message_is_in_a_line(
+async def test_no_log_line_has_a_part_of_a_message(
     way: str, log_format: str, sink: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "log"
@@ -137,7 +137,9 @@ async def test_nothing_of_a_message_is_in_a_line(
         assert "moonlit" in stored.read_text()
 
 
-async def test_commands_are_shown_at_debug_and_what_is_none_is_a_length(tmp_path: Path) -> None:
+async def test_commands_are_logged_at_debug_and_of_other_data_only_the_length(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "log"
     with logging_with(log_to=str(path), log_format="json", log_level="debug"):
         async with greeted(Discard()) as client:

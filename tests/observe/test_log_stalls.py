@@ -1,4 +1,4 @@
-"""A log that stalls: the mail goes on, memory is bounded, and the end comes."""
+"""A log target that blocks: mail is accepted, memory is limited, and the daemon can end."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ log = logging.getLogger("handler.of.a.test")
 
 
 class Pipe:
-    """A pipe, and who reads it when it is told to."""
+    """A pipe, and a reader that reads only on request."""
 
     def __init__(self) -> None:
         self.read, self.write = os.pipe()
         self.size = fcntl.fcntl(self.write, fcntl.F_SETPIPE_SZ, 4096)
 
     def drain(self, log_queue: LogQueue) -> bytes:
-        """Read until nothing is queued any more."""
+        """Read until the queue is empty."""
         os.set_blocking(self.read, False)
         heard = b""
 
@@ -74,7 +74,7 @@ def entry(text: str) -> logging.LogRecord:
     return logging.makeLogRecord({"msg": text, "levelno": 20, "levelname": "INFO"})
 
 
-def test_what_does_not_fit_is_dropped_and_its_count_is_told(pipe: Pipe) -> None:
+def test_entries_that_do_not_fit_are_dropped_and_their_number_is_logged(pipe: Pipe) -> None:
     with closing(LogQueue(StreamTarget(pipe.write), TEXT, queue_bytes=50_000)) as log_queue:
         log_queue.begin()
         for number in range(10_000):
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_dropped_and_its_count_is_told(pipe: Pipe) -> None:
         assert log_queue._put_bytes - log_queue._taken_bytes < 50_000 + 200
         heard = pipe.drain(log_queue).decode()
     told = [int(m[1]) for m in re.finditer(r"WARNING (\d+) entries of the log were lost", heard)]
-    # The thread may begin to write in the midst, and make room for later ones.
+    # The thread may begin to write meanwhile, so that later entries fit.
     kept = [int(m[1]) for m in re.finditer(r"^INFO line (\d+)$", heard, re.MULTILINE)]
     in_order = sorted(set(kept)) == kept
     assert in_order
@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_dropped_and_its_count_is_told(pipe: Pipe) -> None:
     assert len(kept) + sum(told) == 10_000
 
 
-def test_the_end_does_not_wait_for_a_pipe_that_nobody_reads(pipe: Pipe) -> None:
+def test_the_end_does_not_wait_for_a_pipe_without_a_reader(pipe: Pipe) -> None:
     log_queue = LogQueue(StreamTarget(pipe.write), TEXT)
     log_queue.begin()
     for _ in range(1000):
@@ -100,13 +100,13 @@ def test_the_end_does_not_wait_for_a_pipe_that_nobody_reads(pipe: Pipe) -> None:
     log_queue.end(0.05)
     thread.join(PATIENCE)
     assert not thread.is_alive()
-    log_queue.handle(entry("after the end"))  # and waits for nobody
+    log_queue.handle(entry("after the end"))  # without waiting
     log_queue.close()
     os.set_blocking(pipe.read, False)
     assert len(os.read(pipe.read, 1 << 20)) <= pipe.size
 
 
-def test_the_end_writes_what_is_queued(pipe: Pipe) -> None:
+def test_the_end_writes_the_queued_entries(pipe: Pipe) -> None:
     log_queue = LogQueue(StreamTarget(pipe.write), TEXT)
     log_queue.begin()
     heard: list[str] = []
@@ -127,10 +127,10 @@ def read_to_end(descriptor: int) -> list[str]:
         return file.read().splitlines()
 
 
-def test_a_disk_that_is_full_loses_entries_and_tears_no_line(
+def test_a_full_disk_loses_entries_without_mixing_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line that is begun on a full disk is ended before the next one begins."""
+    """An incomplete line on a full disk is ended before the next line begins."""
     real, room = os.write, [25]
 
     def write(descriptor: int, data: bytes) -> int:
@@ -146,7 +146,9 @@ def test_a_disk_that_is_full_loses_entries_and_tears_no_line(
     monkeypatch.setattr(os, "write", write)
     with closing(LogQueue(target, TEXT)) as log_queue:
         for number in range(4):
-            log_queue.handle(entry(f"number {number}"))  # 14 bytes each: one, and most of another
+            log_queue.handle(
+                entry(f"number {number}")
+            )  # 14 bytes each: one entry, and most of another
         assert log_queue._failed == 3
         room[0] = 1000
         log_queue.begin()
@@ -157,7 +159,7 @@ def test_a_disk_that_is_full_loses_entries_and_tears_no_line(
     assert lines == ["INFO number 0", "INFO number", "INFO room again", told]
 
 
-def test_a_journald_that_hangs_is_waited_for_by_the_thread_alone(
+def test_only_the_thread_waits_for_a_journald_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setup, "JOURNALD", str(tmp_path / "socket"))
@@ -170,7 +172,7 @@ def test_a_journald_that_hangs_is_waited_for_by_the_thread_alone(
     assert heard == [b"MESSAGE=line %d" % number for number in range(2000)]
 
 
-async def test_mail_goes_on_while_the_log_stands_still(pipe: Pipe) -> None:
+async def test_mail_is_accepted_while_the_log_is_blocked(pipe: Pipe) -> None:
     log_queue = LogQueue(StreamTarget(pipe.write), for_stream(JsonFormat()), queue_bytes=50_000)
     root = logging.getLogger()
     level = root.level
@@ -193,7 +195,7 @@ async def test_mail_goes_on_while_the_log_stands_still(pipe: Pipe) -> None:
         log_queue.close()
 
 
-def test_a_daemon_whose_standard_error_nobody_reads_takes_mail_and_ends(tmp_path: Path) -> None:
+def test_a_daemon_with_a_blocked_standard_error_accepts_mail_and_ends(tmp_path: Path) -> None:
     path = tmp_path / "smtp.sock"
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
@@ -232,7 +234,7 @@ def session(path: Path) -> None:
                 assert file.readline()[:1] in b"23"
 
 
-def test_a_child_that_a_handler_forks_writes_its_own_entries(tmp_path: Path) -> None:
+def test_a_child_process_of_a_handler_writes_its_own_entries(tmp_path: Path) -> None:
     with logging_with(log_to=str(tmp_path / "log")) as log_queue:
         log_queue.begin()
         log.info("of the parent")
@@ -248,8 +250,8 @@ def test_a_child_that_a_handler_forks_writes_its_own_entries(tmp_path: Path) -> 
     assert text.count("of the child") == 1
 
 
-def test_what_logs_while_it_is_logged_does_not_lock_up(tmp_path: Path) -> None:
-    """As an object's own words may, and finalizers, which run anywhere."""
+def test_an_object_that_logs_while_it_is_formatted_causes_no_deadlock(tmp_path: Path) -> None:
+    """``__str__`` of an object may log, and so may finalizers, which run at any time."""
     with closing(LogQueue(FileTarget(tmp_path / "log"), TEXT)) as log_queue:
         log_queue.begin()
 
@@ -266,7 +268,7 @@ def test_what_logs_while_it_is_logged_does_not_lock_up(tmp_path: Path) -> None:
 
 
 class Counting:
-    """A target that counts how often it is written to."""
+    """A target that counts its writes."""
 
     def __init__(self) -> None:
         self.entries: list[bytes] = []
@@ -278,10 +280,10 @@ class Counting:
         return len(entries)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, as nothing is open."""
 
 
-def test_entries_that_follow_each_other_are_written_in_batches() -> None:
+def test_successive_entries_are_written_in_batches() -> None:
     target = Counting()
     with closing(LogQueue(target, TEXT)) as log_queue:  # type: ignore[arg-type]
         log_queue.begin()
@@ -289,6 +291,6 @@ def test_entries_that_follow_each_other_are_written_in_batches() -> None:
         until(lambda: target.entries, "an entry that comes alone is written")
         for number in range(1000):
             log_queue.emit(entry(str(number)))
-            time.sleep(0)  # the thread could have the interpreter
+            time.sleep(0)  # the thread could run
     assert len(target.entries) == 1001
     assert target.writes < 500

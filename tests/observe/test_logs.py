@@ -1,4 +1,4 @@
-"""What an entry of the log holds: its fields, and nothing that a stranger put there."""
+"""Log entries: their fields, and protection against text of clients."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def record(text: str = "hello", **more: Any) -> logging.LogRecord:
 
 
 def failed(text: str) -> Any:
-    """Return what a record has of an error that says *text*."""
+    """Return the ``exc_info`` of an error with the text *text*."""
     try:
         int(text)
     except ValueError as error:
@@ -66,7 +66,7 @@ def test_an_entry_in_json_is_one_object_with_time_in_utc() -> None:
         (Full(101, 100), "limit_connections", ""),
     ],
 )
-def test_a_refusal_has_fields_for_all_that_it_knows(verdict: Any, rule: str, key: str) -> None:
+def test_the_entry_of_a_refusal_has_all_its_fields(verdict: Any, rule: str, key: str) -> None:
     told = fields_of(record(refusal=verdict, more=3, seconds=5))
     assert (told["rule"], told["key"]) == (rule, key)
     assert (told["count"], told["limit"]) == (verdict.count, verdict.limit)
@@ -94,7 +94,7 @@ class Nameless:
         (Nameless(), "<Nameless>"),
     ],
 )
-def test_what_a_handler_gives_is_an_object_of_its_own_and_plain(given: Any, told: Any) -> None:
+def test_fields_of_a_handler_are_an_object_of_simple_values(given: Any, told: Any) -> None:
     def strict(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
 
@@ -102,13 +102,13 @@ def test_what_a_handler_gives_is_an_object_of_its_own_and_plain(given: Any, told
     assert json.loads(line, parse_constant=strict)["extra"] == {"mine": told}
 
 
-def test_what_a_handler_gives_is_bounded() -> None:
+def test_fields_of_a_handler_are_limited() -> None:
     told = fields_of(record("x" * 10**6, **{f"n{n}": "y" * 10**6 for n in range(1000)}))
     assert len(json.dumps(told)) < 64 * 1024
     assert told["message"].endswith(f"... ({10**6 - MAX_TEXT} more)")
 
 
-def test_a_handlers_wrong_arguments_do_not_lose_its_words() -> None:
+def test_a_message_with_wrong_arguments_is_still_logged() -> None:
     assert "hello %d (not formatted" in TEXT.format(record("hello %d", args=("x",)))
 
 
@@ -129,7 +129,7 @@ def hostile_records() -> list[logging.LogRecord]:
 
 
 @pytest.mark.parametrize("index", range(len(hostile_records())))
-def test_hostile_bytes_forge_and_break_no_line(index: int) -> None:
+def test_hostile_bytes_cannot_forge_or_break_a_line(index: int) -> None:
     hostile = hostile_records()[index]
     first, *rest = TEXT.format(hostile).split("\n")
     assert re.match(r"\S+ \S+ WARNING ", first)
@@ -150,7 +150,7 @@ def test_hostile_bytes_forge_and_break_no_line(index: int) -> None:
 
 
 class Talks(Discard):
-    """Logs in its hooks, as handlers do."""
+    """A handler that logs in its hooks."""
 
     async def handle_RCPT(self, *args: Any) -> str:
         log.info("now")
@@ -166,7 +166,7 @@ class Talks(Discard):
 
 
 async def test_all_lines_of_a_session_have_its_id(tmp_path: Path) -> None:
-    """Those of its handlers as well, in each kind of hook; and none of another's."""
+    """This includes lines of its handlers, in each kind of hook, and no lines of other sessions."""
     path = tmp_path / "log"
     with logging_with(log_to=str(path), log_format="json", log_level="debug") as log_queue:
         log_queue.begin()
@@ -196,12 +196,12 @@ async def test_all_lines_of_a_session_have_its_id(tmp_path: Path) -> None:
         assert not [line for line in lines if any(f"[{other}]" in line for other in others)]
 
 
-def test_a_line_of_a_handler_has_the_session_in_text_too() -> None:
+def test_a_text_line_of_a_handler_has_the_session_id_too() -> None:
     assert TEXT.format(record(session="ab-1")).endswith("WARNING [ab-1] hello")
     assert TEXT.format(record("[ab-1-2] queued", session="ab-1")).endswith("G [ab-1-2] queued")
 
 
-async def test_a_queued_message_has_its_figures_as_fields(tmp_path: Path) -> None:
+async def test_the_entry_of_a_queued_message_has_its_values_as_fields(tmp_path: Path) -> None:
     path = tmp_path / "log"
     maildir = Maildir(tmp_path / "mail")
     maildir.prepare()
@@ -217,7 +217,7 @@ async def test_a_queued_message_has_its_figures_as_fields(tmp_path: Path) -> Non
     assert "secret" not in path.read_text()
 
 
-async def test_nothing_is_formatted_that_nobody_sees(
+async def test_entries_below_the_level_are_not_formatted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []

@@ -1,4 +1,4 @@
-"""Metrics: the names that are written down, the figures behind them, and what Prometheus says."""
+"""Metrics: their documented names, their values, and the checks of Prometheus' promtool."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0
 
 
 class Judge(Filter):
-    """Rejects who is told to be bad, and defers who is told to be early."""
+    """A handler that rejects and defers messages according to the address."""
 
     status = PeerStatus(2, 1, 0, 1_700_000_000.0, "refused")
 
@@ -66,13 +66,13 @@ class Judge(Filter):
 
 
 class Remote(Maildir):
-    """A sink with a server behind it."""
+    """A sink that has a server."""
 
     status = PeerStatus(3, 1, 2, 1_700_000_000.0, "refused")
 
 
-async def figures(watched: Watched) -> dict[tuple[str, str], float]:
-    """Return every sample by its name and its label's value."""
+async def samples(watched: Watched) -> dict[tuple[str, str], float]:
+    """Return all samples by name and value of the label."""
     watched.status._snapshots._valid_until = 0
     page = await watched.get("/metrics")
     assert (page.status, page.headers["content-type"]) == (
@@ -88,7 +88,7 @@ async def figures(watched: Watched) -> dict[tuple[str, str], float]:
 
 
 async def traffic(server: Any, certificates: Certificates) -> None:
-    """Have something of everything happen."""
+    """Cause events of all kinds."""
     for to in ("b@example.com", "bad@example.com", "early@example.com", "b@example.com"):
         async with await Client.to(server.addresses[0]) as client:
             await client.greet()
@@ -110,7 +110,7 @@ async def traffic(server: Any, certificates: Certificates) -> None:
             assert (await client.reply()).code == 554
 
 
-def well_watched(tmp_path: Path, certificates: Certificates, **more: Any) -> Any:
+def watched_with_all_features(tmp_path: Path, certificates: Certificates, **more: Any) -> Any:
     return watched(
         [Judge(), Route(Remote(tmp_path / "mail"), name="maildir")],
         tls_context=certificates.server,
@@ -120,13 +120,13 @@ def well_watched(tmp_path: Path, certificates: Certificates, **more: Any) -> Any
     )
 
 
-async def test_what_happens_is_counted(tmp_path: Path, certificates: Certificates) -> None:
+async def test_events_are_counted(tmp_path: Path, certificates: Certificates) -> None:
     proc()
-    async with well_watched(tmp_path, certificates) as seen:
+    async with watched_with_all_features(tmp_path, certificates) as seen:
         await traffic(seen.server, certificates)
         async with await Client.to(seen.server.addresses[0]) as client:
             await client.greet()
-            found = await figures(seen)
+            found = await samples(seen)
             place = str(seen.server.listeners[0])
             wanted = {
                 ("smtpd_fork_sessions", "command"): 1,
@@ -165,26 +165,28 @@ async def test_what_happens_is_counted(tmp_path: Path, certificates: Certificate
             assert found["smtpd_fork_handler_seconds_sum", "DATA"] > 0
             assert found["process_open_fds", ""] > 0
             await until(lambda: sum(seen.server.tally.lag.counts))
-            assert (await figures(seen))["smtpd_fork_loop_lag_seconds_count", ""] > 0
+            assert (await samples(seen))["smtpd_fork_loop_lag_seconds_count", ""] > 0
 
 
-async def told_after_traffic(folder: Path, certificates: Certificates) -> str:
-    """Return the answer to a scrape once clients of all kinds have been there."""
+async def scraped_after_traffic(folder: Path, certificates: Certificates) -> str:
+    """Return the answer to a scrape after traffic of all kinds."""
     async with (
         name_server() as names,
-        well_watched(folder, certificates, dnsbl="bl.example", dns_server=names.address) as seen,
+        watched_with_all_features(
+            folder, certificates, dnsbl="bl.example", dns_server=names.address
+        ) as seen,
     ):
         await traffic(seen.server, certificates)
-        assert (await figures(seen))["smtpd_fork_dnsbl_zone_enabled", "bl.example"] == 1
+        assert (await samples(seen))["smtpd_fork_dnsbl_zone_enabled", "bl.example"] == 1
         page: Page = await seen.get("/metrics")
         return page.body
 
 
-async def test_the_names_that_are_written_down_are_those_that_are_told(
+async def test_the_collected_metrics_are_those_in_the_table(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     proc()
-    body = await told_after_traffic(tmp_path, certificates)
+    body = await scraped_after_traffic(tmp_path, certificates)
     told = {}
     for family in text_format(body):
         keys = {key for sample in family.samples for key in sample.labels} - {"le"}
@@ -196,7 +198,7 @@ async def test_the_names_that_are_written_down_are_those_that_are_told(
     assert told == {row.name: (row.kind, row.label, row.text) for row in METRICS}
 
 
-def test_the_table_of_the_docs_is_the_collectors() -> None:
+def test_the_table_of_the_docs_is_that_of_the_code() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| `?([\w,]*)`? \| (.+) \|$", read(PAGE), re.MULTILINE)
     assert rows == [
         (row.name, row.kind, row.label, row.text.rstrip("."))
@@ -219,7 +221,7 @@ async def test_promtool_accepts_it_after_real_traffic(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     promtool = peer("promtool")
-    body = await told_after_traffic(tmp_path, certificates)
+    body = await scraped_after_traffic(tmp_path, certificates)
     ended = await asyncio.to_thread(
         subprocess.run,
         [promtool, "check", "metrics"],
@@ -231,10 +233,10 @@ async def test_promtool_accepts_it_after_real_traffic(
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
-async def test_openmetrics_is_told_to_who_asks_for_it(
+async def test_openmetrics_is_sent_if_it_is_requested(
     tmp_path: Path, certificates: Certificates
 ) -> None:
-    async with well_watched(tmp_path, certificates) as seen:
+    async with watched_with_all_features(tmp_path, certificates) as seen:
         await traffic(seen.server, certificates)
         page = await seen.get("/metrics", accept=OPENMETRICS)
         assert page.headers["content-type"].startswith("application/openmetrics-text")
@@ -251,22 +253,20 @@ async def test_openmetrics_is_told_to_who_asks_for_it(
             assert (await seen.get("/metrics", accept=accept)).status == 200
 
 
-async def test_labels_are_bounded_whatever_happens(
-    tmp_path: Path, certificates: Certificates
-) -> None:
-    async with well_watched(tmp_path, certificates) as seen:
+async def test_the_number_of_labels_is_limited(tmp_path: Path, certificates: Certificates) -> None:
+    async with watched_with_all_features(tmp_path, certificates) as seen:
         seen.server.gate.refuse(Refusal("an embedder's own", "192.0.2.7", 1, 0))
-        found = await figures(seen)
+        found = await samples(seen)
         assert found["smtpd_fork_refusals_total", "other"] == 1
         rules = {label for name, label in found if name == "smtpd_fork_refusals_total"}
         assert rules == {*CURES, "other"}
         assert {label for name, label in found if name == "smtpd_fork_sessions"} == set(PHASES)
 
 
-async def test_every_bucket_has_what_the_smaller_ones_have(
+async def test_every_bucket_includes_the_smaller_ones(
     tmp_path: Path, certificates: Certificates
 ) -> None:
-    async with well_watched(tmp_path, certificates) as seen:
+    async with watched_with_all_features(tmp_path, certificates) as seen:
         for seconds in (0.0001, 0.3, 1000.0):
             seen.server.tally.sinks["maildir"].latency.observe(seconds)
         body = (await seen.get("/metrics")).body
@@ -277,7 +277,7 @@ async def test_every_bucket_has_what_the_smaller_ones_have(
     assert (counts[0], counts[BOUNDS.index(0.5)], counts[-2], counts[-1]) == (1, 2, 2, 3)
 
 
-async def test_the_process_is_told_as_prometheus_client_tells_it() -> None:
+async def test_metrics_of_the_process_are_those_of_prometheus_client() -> None:
     proc()
     samples = [metric.samples[0] for metric in ProcessCollector(registry=None).collect()]
     theirs = {sample.name: sample.value for sample in samples}
@@ -290,7 +290,7 @@ async def test_the_process_is_told_as_prometheus_client_tells_it() -> None:
         assert ours[name] == pytest.approx(theirs[name], rel=0.1)
 
 
-def test_descriptors_are_counted_as_they_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_descriptors_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     proc()
     before = process.open_descriptors()
     descriptor = os.open(os.devnull, os.O_RDONLY)
@@ -299,8 +299,8 @@ def test_descriptors_are_counted_as_they_are_opened(monkeypatch: pytest.MonkeyPa
     assert process.open_descriptors() == before
 
 
-async def test_many_sessions_are_looked_at_in_slices() -> None:
-    """Between two slices the loop has its turn; the oldest are listed, whatever the order."""
+async def test_many_sessions_are_counted_in_slices() -> None:
+    """Other tasks run between two slices; the oldest sessions are listed in each case."""
     gate = Gate(limit_connections=10_000, max_from_ip=0)
     tickets = [gate.admit((f"10.0.{n >> 8}.{n & 255}", 25)) for n in range(3 * SLICE)]
     tickets += [gate.admit(("10.9.9.9", 25)) for _ in range(5)]
@@ -325,7 +325,7 @@ async def test_many_sessions_are_looked_at_in_slices() -> None:
             ticket.release()  # type: ignore[union-attr]
 
 
-async def test_who_asks_all_the_time_is_told_what_was_found_within_a_second() -> None:
+async def test_requests_within_a_second_share_a_snapshot() -> None:
     looked = 0
     async with watched(Judge()) as seen, AsyncExitStack() as stack:
         gate = seen.server.gate

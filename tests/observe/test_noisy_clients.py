@@ -1,4 +1,4 @@
-"""The log and clients that make noise: a line at once, then a count; the bytes are bounded."""
+"""Clients that cause many log lines: one line immediately, then counts, and limited bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def line(host: str, what: str = "timeout", reason: str = "", kind: str = "") -> 
     return ClientLine.of(log, logging.INFO, (host, 25), what, reason, kind=kind, session="s-1")
 
 
-def test_a_line_names_session_client_what_happened_and_why() -> None:
+def test_a_line_has_session_client_event_and_reason() -> None:
     said = line("192.0.2.1", "no session", "too large")
     assert str(said) == "[s-1] 192.0.2.1:25: no session: too large"
     assert said.extra == {"client": "192.0.2.1:25", "session": "s-1", "reason": "too large"}
@@ -40,17 +40,17 @@ def test_a_line_names_session_client_what_happened_and_why() -> None:
     )
 
 
-def test_lines_are_gathered_by_client_and_by_what_happened_and_not_by_what_a_client_says() -> None:
+def test_lines_are_summarised_by_client_and_event_and_not_by_text_of_the_client() -> None:
     assert line("192.0.2.1", reason="a").key == line("192.0.2.1", reason="b").key
     assert line("192.0.2.1").key != line("192.0.2.2").key
     assert line("192.0.2.1").key != line("192.0.2.1", "too many errors").key
     assert line("192.0.2.1", kind="a").key != line("192.0.2.1", kind="b").key
-    assert line("2001:db8::1").key == line("2001:db8::ffff:2").key  # one /64 is one client
+    assert line("2001:db8::1").key == line("2001:db8::ffff:2").key  # an IPv6 /64 is one client
     assert line("2001:db8::1").key != line("2001:db8:0:1::1").key
     assert line("::ffff:192.0.2.1").key == line("192.0.2.1").key
 
 
-def test_the_lines_of_very_many_clients_are_a_bounded_number() -> None:
+def test_the_lines_of_very_many_clients_are_limited() -> None:
     gathered = RefusalLog(max_clients=10, others="lines about other clients")
     lines = [text for n in range(250) if (text := gathered.note(line(f"192.0.2.{n}")))]
     assert len(lines) == 11
@@ -76,7 +76,7 @@ class FailsAtTheEnd(Discard):
 
 
 class Talks(SMTP):
-    """Has a command that fails when it has answered."""
+    """A session whose command fails after its reply."""
 
     async def smtp_XFAIL(self, arg: str | None) -> None:
         await self.push("250 2.0.0 Ok")
@@ -200,10 +200,10 @@ SESSIONS = 8
 
 @pytest.mark.filterwarnings("ignore:Requiring AUTH")
 @pytest.mark.parametrize("noise", NOISES)
-async def test_what_a_client_causes_again_and_again_is_one_line_and_a_count(
+async def test_repeated_events_of_a_client_are_one_line_and_a_count(
     noise: str, tmp_path: Path, certificates: Certificates
 ) -> None:
-    """Also over many sessions, each of its own port."""
+    """This includes many sessions, each from another port."""
     make, what, options = NOISES[noise]
     options = dict(options)
     handler = options.pop("handler", None) or Discard()
@@ -224,11 +224,13 @@ async def test_what_a_client_causes_again_and_again_is_one_line_and_a_count(
     assert "127.0.0.2" in other
     assert "127.0.0.1" in count
     assert f"; {SESSIONS - 1} more in " in count
-    # Nothing else is noisy either: one traceback for each of the two.
+    # Other lines are limited as well: one traceback for each of the two.
     assert len(path.read_bytes()) < 10_000
 
 
-async def test_a_session_of_refused_messages_leaves_a_few_hundred_bytes(tmp_path: Path) -> None:
+async def test_a_session_with_many_rejected_messages_logs_a_few_hundred_bytes(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "log"
     with logging_with(log_to=str(path)):
         async with greeted(Discard(), max_message_size=3, max_rejects=10_000) as client:
@@ -244,7 +246,7 @@ async def test_a_session_of_refused_messages_leaves_a_few_hundred_bytes(tmp_path
     assert len(text) < 400 + 150 * len(counts)  # a line every five seconds
 
 
-async def test_errors_of_different_places_are_not_hidden_behind_each_other(tmp_path: Path) -> None:
+async def test_errors_in_different_code_do_not_hide_each_other(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with logging_with(log_to=str(path)):
         async with greeted(Fails()) as client:

@@ -1,4 +1,4 @@
-"""Refusals in the log: the first at once, the rest in summaries, and bounded memory."""
+"""Refusals in the log: the first immediately, further ones in summaries, with limited memory."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ def refusal(host: str = "192.0.2.1", count: int = 7) -> Refusal:
     return Refusal("max_from_ip", host, count, 5)
 
 
-def test_the_first_refusal_of_a_source_is_told_at_once_with_limit_and_count(clock: Clock) -> None:
+def test_the_first_refusal_of_a_client_is_logged_immediately_with_limit_and_count(
+    clock: Clock,
+) -> None:
     log = RefusalLog(clock=clock)
     assert log.note(refusal()) == "refused 192.0.2.1: max_from_ip (7 > 5)"
     assert log.note(refusal("192.0.2.2")) == "refused 192.0.2.2: max_from_ip (7 > 5)"
 
 
-def test_a_flood_of_one_source_is_one_line_now_and_one_a_period(clock: Clock) -> None:
+def test_a_flood_from_one_client_is_one_line_immediately_and_one_per_period(clock: Clock) -> None:
     log = RefusalLog(clock=clock, seconds=5)
     lines = [line for _ in range(1000) if (line := log.note(refusal()))]
     assert len(lines) == 1
@@ -42,7 +44,7 @@ def test_a_flood_of_one_source_is_one_line_now_and_one_a_period(clock: Clock) ->
     assert log.flush() == []
 
 
-def test_a_source_that_went_quiet_is_forgotten_and_told_at_once_when_it_comes_back(
+def test_a_client_that_returns_after_a_quiet_period_is_logged_immediately(
     clock: Clock,
 ) -> None:
     log = RefusalLog(clock=clock, seconds=5)
@@ -53,7 +55,7 @@ def test_a_source_that_went_quiet_is_forgotten_and_told_at_once_when_it_comes_ba
     assert log.note(refusal()) is not None
 
 
-def test_sources_beyond_the_table_are_told_as_one(clock: Clock) -> None:
+def test_clients_beyond_the_limit_of_the_table_share_a_summary(clock: Clock) -> None:
     log = RefusalLog(clock=clock, seconds=5, max_clients=10)
     lines = [line for n in range(1000) if (line := log.note(refusal(f"192.0.2.{n}")))]
     assert len(lines) == 11
@@ -62,13 +64,13 @@ def test_sources_beyond_the_table_are_told_as_one(clock: Clock) -> None:
     assert [told.text for told in log.flush()] == ["refused other clients; 989 more in 5 s"]
 
 
-def test_being_full_is_a_source_of_its_own(clock: Clock) -> None:
+def test_refusals_without_a_free_slot_share_a_summary(clock: Clock) -> None:
     log = RefusalLog(clock=clock)
     assert log.note(Full(101, 100)) == "connection limit reached (100)"
     assert log.note(Full(101, 100)) is None
 
 
-def test_at_the_end_everything_is_told(clock: Clock) -> None:
+def test_at_the_end_all_counts_are_logged(clock: Clock) -> None:
     log = RefusalLog(clock=clock)
     log.note(refusal())
     log.note(refusal(count=9))

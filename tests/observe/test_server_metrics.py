@@ -1,4 +1,4 @@
-"""The metrics of a server in a program that has a registry of its own."""
+"""ServerMetrics: the metrics of a server in a program that has its own registry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from smtpd_fork.sinks import Discard
 
 
 def samples(registry: CollectorRegistry) -> dict[tuple[str, str], float]:
-    """Return every sample by its name and the values of its labels."""
+    """Return all samples by name and values of the labels."""
     return {
         (sample.name, ",".join(sample.labels.values())): sample.value
         for family in text_string_to_metric_families(generate_latest(registry).decode())
@@ -35,7 +35,7 @@ async def test_a_registry_of_the_program_has_the_metrics_of_the_server() -> None
             during = samples(registry)
             await client.say("DATA")
         assert during["smtpd_fork_sessions", "command"] == 1
-        after = await asyncio.to_thread(samples, registry)  # as prometheus_client's own server does
+        after = await asyncio.to_thread(samples, registry)  # like the server of prometheus_client
     assert after["smtpd_fork_messages_total", "accepted"] == 1
     assert after["smtpd_fork_rejections_total", "sequence"] == 1
     assert after["smtpd_fork_ready", ""] == 1
@@ -61,7 +61,7 @@ async def test_networks_denied_at_run_time_are_counted_until_they_expire() -> No
         assert samples(registry)["smtpd_fork_denied_networks", ""] == 1
 
 
-async def test_made_before_the_start_hooks_and_bytes_are_measured_as_well() -> None:
+async def test_created_before_the_start_it_measures_hooks_and_bytes_as_well() -> None:
     registry = CollectorRegistry()
     server = Server(Discard(), listen=["127.0.0.1:0"])
     registry.register(ServerMetrics(server))

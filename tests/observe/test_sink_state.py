@@ -1,4 +1,4 @@
-"""The state of sinks: in status, on the status page, in metrics."""
+"""The state of sinks in the status, on the status page, and in metrics."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_a_single_sink_without_metrics_has_no_counts_of_its_own() -> None:
         assert sink_states(server) == [SinkState(name="discard")]
 
 
-def test_the_command_reads_what_the_daemon_says() -> None:
+def test_the_command_shows_the_state_that_the_daemon_sends() -> None:
     assert SinkReply.__struct_fields__ == SinkState.__struct_fields__
 
 

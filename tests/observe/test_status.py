@@ -1,4 +1,4 @@
-"""Status by HTTP: health and readiness, and the daemon's --metrics."""
+"""Status by HTTP: health, readiness, and the option --metrics of the daemon."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 # -- what is told ----------------------------------------------------------------------------------
 
 
-async def test_health_and_readiness_are_told() -> None:
+async def test_health_and_readiness_are_reported() -> None:
     async with watched(Discard()) as seen:
         assert (await seen.get("/healthz"))[::2] == (200, "ok\n")
         assert (await seen.get("/readyz"))[::2] == (200, "serving\n")
 
 
-async def test_a_gate_that_is_paused_is_not_ready_and_lives() -> None:
+async def test_a_paused_gate_is_healthy_but_not_ready() -> None:
     async with watched(Discard()) as seen:
         seen.server.gate.pause()
         assert (await seen.get("/readyz"))[::2] == (503, "paused\n")
@@ -47,22 +47,22 @@ async def test_a_gate_that_is_paused_is_not_ready_and_lives() -> None:
         assert (await seen.get("/readyz")).status == 200
 
 
-async def test_from_the_first_moment_of_the_stop_it_is_not_ready() -> None:
+async def test_a_stopping_server_is_not_ready() -> None:
     async with watched(Discard()) as seen:
         await seen.status.stopping()
         assert (await seen.get("/readyz"))[::2] == (503, "stopping\n")
-        assert seen.server.sessions == 0  # and it has not begun to stop even
+        assert seen.server.sessions == 0  # the stop itself has not begun yet
         async with await Client.to(seen.server.addresses[0]) as client:
             await client.greet()
 
 
-async def test_before_it_serves_it_is_not_ready() -> None:
+async def test_a_server_that_does_not_serve_yet_is_not_ready() -> None:
     async with watched(Discard()) as seen:
         seen.status._snapshots.state = "starting"
         assert (await seen.get("/readyz"))[::2] == (503, "starting\n")
 
 
-async def test_the_facts_are_told_as_json() -> None:
+async def test_the_state_is_available_as_json() -> None:
     async with watched(Discard(), backlog=9, limit_connections=77) as seen:
         async with await Client.to(seen.server.addresses[0]) as client:
             await client.greet("client.example")
@@ -93,7 +93,7 @@ async def test_the_facts_are_told_as_json() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_every_page_is_told_to_get_and_head_alone(path: str) -> None:
+async def test_all_pages_support_only_get_and_head(path: str) -> None:
     async with watched(Discard()) as seen:
         page = await seen.get(path)
         head = await seen.get(path, method="HEAD")
@@ -107,7 +107,7 @@ async def test_every_page_is_told_to_get_and_head_alone(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_every_answer_is_safe_in_a_browser(path: str) -> None:
+async def test_every_answer_has_security_header_fields(path: str) -> None:
     async with watched(Discard()) as seen:
         headers = (await seen.get(path)).headers
         policy = headers["content-security-policy"]
@@ -120,14 +120,14 @@ async def test_every_answer_is_safe_in_a_browser(path: str) -> None:
         assert "aiohttp" not in str(headers)
 
 
-async def test_another_path_is_not_found() -> None:
+async def test_an_unknown_path_is_not_found() -> None:
     async with watched(Discard()) as seen:
         for path in ("/metrics/", "/../etc/passwd", "/%00", "//", "/x" * 400):
             assert (await seen.get(path)).status == 404
         assert (await seen.get("/readyz?a=b#c")).status == 200
 
 
-async def test_a_page_that_fails_says_so_and_the_log_has_the_reason(
+async def test_a_page_that_fails_gets_500_and_a_log_entry(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with watched(Discard()) as seen:
@@ -141,7 +141,7 @@ async def test_a_page_that_fails_says_so_and_the_log_has_the_reason(
         assert "a fault of ours" in caplog.text
 
 
-async def test_it_is_served_on_a_unix_socket(tmp_path: Path) -> None:
+async def test_the_pages_are_served_on_a_unix_socket(tmp_path: Path) -> None:
     async with watched(Discard(), at=f"unix:{tmp_path}/status") as seen:
         assert seen.address == str(tmp_path / "status")
         assert (await seen.get("/readyz")).status == 200
@@ -149,7 +149,7 @@ async def test_it_is_served_on_a_unix_socket(tmp_path: Path) -> None:
     assert not (tmp_path / "status").exists()
 
 
-async def test_it_is_served_by_ipv6() -> None:
+async def test_the_pages_are_served_over_ipv6() -> None:
     needs_ipv6()
     async with watched(Discard(), at="[::1]:0") as seen:
         assert (await seen.get("/readyz")).status == 200
@@ -168,7 +168,7 @@ def fetch(place: str, path: str) -> tuple[int, str]:
 
 
 @on_both_loops
-def test_a_daemon_tells_how_it_is_and_that_it_stops(tmp_path: Path, loop: str) -> None:
+def test_a_daemon_reports_its_state_and_its_stop(tmp_path: Path, loop: str) -> None:
     options = ("--metrics", "127.0.0.1:0", "--loop", loop)
     with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon:
         place = daemon.wait_for(r"metrics on (\S+)$")[1]
@@ -186,12 +186,12 @@ def test_a_daemon_tells_how_it_is_and_that_it_stops(tmp_path: Path, loop: str) -
             assert '"state":"stopping"' in fetch(place, "/status.json")[1]
             client.send(b"\r\n.\r\n")
             assert client.getreply()[0] == 250
-            client.close()  # 421 comes next, and smtplib would complain of it
-        assert daemon.process.wait(20) == 0  # not stop(): a second signal may be its last
+            client.close()  # the next reply is 421, for which smtplib would raise an error
+        assert daemon.process.wait(20) == 0  # not stop(), as a second signal may cut the sessions
         assert "Traceback" not in daemon.log
 
 
-def test_without_the_option_nothing_of_it_is_loaded(tmp_path: Path) -> None:
+def test_without_the_option_no_http_library_is_loaded(tmp_path: Path) -> None:
     with Daemon(*LOCAL, cwd=tmp_path) as daemon:
         maps = proc(daemon.process.pid, "maps").read_text()
         assert "aiohttp" not in maps
@@ -210,7 +210,7 @@ def test_without_the_option_nothing_of_it_is_loaded(tmp_path: Path) -> None:
         ("unix:none/socket", os.EX_CANTCREAT, "directory does not exist"),
     ],
 )
-def test_an_address_that_cannot_be_had_is_one_line(
+def test_an_unusable_address_is_an_error_in_one_line(
     tmp_path: Path, where: str, status: int, word: str
 ) -> None:
     ended = run(*LOCAL, "--metrics", where, cwd=tmp_path)
@@ -220,7 +220,7 @@ def test_an_address_that_cannot_be_had_is_one_line(
     assert "--metrics" in line
 
 
-def test_an_address_that_is_taken_is_one_line(tmp_path: Path, taken: int) -> None:
+def test_an_address_in_use_is_an_error_in_one_line(tmp_path: Path, taken: int) -> None:
     ended = run(*LOCAL, "--metrics", f"127.0.0.1:{taken}", cwd=tmp_path)
     assert ended.returncode == os.EX_OSERR
     assert "in use" in only_line(ended)
@@ -236,7 +236,7 @@ def test_a_unix_socket_is_removed_at_the_end(tmp_path: Path) -> None:
     assert not (tmp_path / "status.sock").exists()
 
 
-def test_without_the_libraries_a_start_is_one_clear_line(
+def test_without_the_libraries_a_start_fails_with_one_clear_line(
     command_for_nobody: list[str], tmp_path: Path
 ) -> None:
     ended = run(*LOCAL, "--metrics", "127.0.0.1:0", cwd=tmp_path, command=command_for_nobody)
@@ -246,7 +246,7 @@ def test_without_the_libraries_a_start_is_one_clear_line(
     assert "--metrics" in line
 
 
-def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_listener, "LIBRARIES", ("aiohttp", "no_such_library"))
     config = DaemonConfig.build({"metrics": "127.0.0.1:0"})
     with pytest.raises(ConfigError, match="needs no_such_library: "):
@@ -254,7 +254,7 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:9125", "[::1]:9125", "unix:/run/x", "localhost:1"])
-def test_addresses_are_read_as_listeners_are(text: str) -> None:
+def test_addresses_have_the_syntax_of_listeners(text: str) -> None:
     assert str(metrics_listener.metrics_address(text)) == text
     with pytest.raises(SettingError, match="metrics"):
         metrics_listener.metrics_address("+" + text)

@@ -1,4 +1,4 @@
-"""Status by HTTP under load: nobody who asks too much, or too slowly, can hold up mail."""
+"""Status by HTTP under load: clients that send many requests, or are slow, cannot delay mail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def mail_goes_through(server: Any) -> None:
         assert (await client.deliver()).code == 250
 
 
-async def test_so_many_are_answered_at_once_and_the_others_wait_in_the_kernel(
+async def test_concurrent_connections_are_limited_and_others_wait_in_the_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 3)
@@ -59,10 +59,8 @@ WAYS_TO_BE_SLOW = {
 
 
 @pytest.mark.parametrize("way", WAYS_TO_BE_SLOW)
-async def test_slow_clients_do_not_hold_up_metrics(
-    way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sixty of them, from one address or many, that come again at once when they are ended."""
+async def test_slow_clients_do_not_delay_metrics(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are sixty, from one address or several, which connect again when they are ended."""
     monkeypatch.setattr(http_server, "MAX_SECONDS", PATIENCE)
     monkeypatch.setattr(http_server, "REQUEST_SECONDS", PATIENCE)
 
@@ -96,7 +94,7 @@ async def test_slow_clients_do_not_hold_up_metrics(
         await asyncio.wait(slow)
 
 
-async def test_one_client_keeps_half_of_the_slots_idle_at_most() -> None:
+async def test_one_client_can_have_at_most_half_of_the_connections_idle() -> None:
     async with watched(Discard()) as seen, AsyncExitStack() as stack:
         front = seen.http
         count = http_server.MAX_IDLE_PER_CLIENT + 4
@@ -108,7 +106,7 @@ async def test_one_client_keeps_half_of_the_slots_idle_at_most() -> None:
         await until(lambda: len(front._open) < http_server.MAX_IDLE_PER_CLIENT)
 
 
-async def test_so_many_are_accepted_in_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_new_connections_per_second_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "MAX_ACCEPTED_PER_SECOND", 5)
     async with watched(Discard()) as seen:
         front = seen.http
@@ -126,7 +124,7 @@ async def test_so_many_are_accepted_in_a_second(monkeypatch: pytest.MonkeyPatch)
         assert max(seconds) <= 5
 
 
-async def test_a_slow_client_has_its_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_client_is_cut_after_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "MAX_SECONDS", 0.05)
     async with watched(Discard()) as seen:
         for begun in (b"", b"GET /metr", b"GET / HTTP/1.1\r\nHost: x\r\n"):
@@ -166,7 +164,7 @@ async def test_a_client_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatc
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )
-async def test_garbage_is_answered_or_cut_and_nobody_hears_of_it(
+async def test_garbage_is_answered_or_cut_without_a_log_line(
     request_: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "MAX_SECONDS", 0.5)
@@ -196,7 +194,7 @@ async def test_a_body_is_not_read() -> None:
         await until(lambda: not seen.http._open)
 
 
-async def test_many_who_ask_and_mail_at_the_same_time() -> None:
+async def test_many_http_clients_do_not_affect_mail() -> None:
     handler = Collect()
     async with watched(handler, max_from_ip=0) as seen:
 
@@ -214,7 +212,7 @@ async def test_many_who_ask_and_mail_at_the_same_time() -> None:
         assert len(handler.messages) == 50
 
 
-async def test_at_the_stop_whoever_is_connected_is_closed(
+async def test_a_stop_closes_all_connections(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with watched(Discard()) as seen, AsyncExitStack() as stack:
@@ -232,7 +230,9 @@ async def test_at_the_stop_whoever_is_connected_is_closed(
             await seen.get("/healthz")
 
 
-async def test_without_descriptors_mail_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mail_has_precedence_when_descriptors_are_scarce(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(http_server, "MAX_ACCEPTED_PER_SECOND", 5)
     async with watched(Discard()) as seen:
         (listener,) = seen.http._listeners
@@ -247,5 +247,5 @@ async def test_without_descriptors_mail_comes_first(monkeypatch: pytest.MonkeyPa
             return accept()
 
         monkeypatch.setattr(listener, "accept", fails)
-        assert (await seen.get("/healthz")).status == 200  # in the next second
+        assert (await seen.get("/healthz")).status == 200  # accepted in the next second
         assert failed == 2

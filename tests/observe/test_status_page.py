@@ -1,4 +1,4 @@
-"""The status page in a real browser, light and dark, whatever clients call themselves.
+"""The status page, also in a real browser, light and dark, with hostile names of clients.
 
 The browser is Chromium, headless; playwright drives it.
 """
@@ -91,7 +91,7 @@ class Text(HTMLParser):
         self.text += data + " "
 
 
-def test_the_page_says_what_is() -> None:
+def test_the_page_shows_the_state() -> None:
     text = " ".join(Text(render(SNAPSHOT, "mx.example.com")).text.split())
     for words in (
         "mx.example.com",
@@ -108,12 +108,12 @@ def test_the_page_says_what_is() -> None:
     assert "more session" not in text
 
 
-def test_the_rest_of_the_sessions_is_counted() -> None:
+def test_sessions_that_are_not_listed_are_counted() -> None:
     snapshot = replace(SNAPSHOT, phases={**SNAPSHOT.phases, "data": 41})
     assert "and 41 more sessions" in Text(render(snapshot, "h")).text
 
 
-def test_an_empty_server_has_a_page_as_well() -> None:
+def test_the_page_of_a_server_without_sessions_is_complete() -> None:
     snapshot = replace(
         SNAPSHOT,
         phases=dict.fromkeys(PHASES, 0),
@@ -140,7 +140,7 @@ def test_an_empty_server_has_a_page_as_well() -> None:
         {"helo": "x" * 100_000},
     ],
 )
-def test_whatever_a_client_chooses_is_text_and_no_more(hostile: dict[str, Any]) -> None:
+def test_text_chosen_by_clients_is_escaped(hostile: dict[str, Any]) -> None:
     page = render(replace(SNAPSHOT, oldest=[entry(**hostile)]), "h")
     assert Text(page).tags == Text(render(SNAPSHOT, "h")).tags
     assert len(page) < 20_000
@@ -148,7 +148,7 @@ def test_whatever_a_client_chooses_is_text_and_no_more(hostile: dict[str, Any]) 
     assert told["oldest_sessions"][0]["state"] == "command"
 
 
-def test_names_of_sources_rules_and_hosts_are_text_and_no_more() -> None:
+def test_names_of_clients_rules_and_hosts_are_escaped() -> None:
     snapshot = replace(
         SNAPSHOT,
         top=[(HOSTILE, 1)],
@@ -159,7 +159,7 @@ def test_names_of_sources_rules_and_hosts_are_text_and_no_more() -> None:
     assert not set(Text(render(snapshot, HOSTILE)).tags) & {"script", "img"}
 
 
-def test_the_policy_allows_the_one_style_and_nothing_else() -> None:
+def test_the_policy_allows_only_the_style_of_the_page() -> None:
     assert render(SNAPSHOT, "h").decode().count(f"<style>{STYLE}</style>") == 1
     assert re.fullmatch(
         r"default-src 'none'; style-src 'sha256-[\w+/]+='; img-src data:; "
@@ -179,18 +179,18 @@ def rectangles(svg: str) -> list[tuple[str, float]]:
     return [(colour, float(height)) for colour, _, height in found]
 
 
-def test_the_highest_minute_is_as_high_as_the_chart() -> None:
+def test_the_bar_of_the_highest_minute_is_as_high_as_the_chart() -> None:
     assert rectangles(bars([{"deny": 3}, {}, {"deny": 1}])) == [("c0", 120.0), ("c0", 40.0)]
 
 
-def test_a_minute_is_made_of_its_rules_those_that_refused_most_first() -> None:
+def test_the_bar_of_a_minute_has_a_part_for_each_rule_the_largest_first() -> None:
     minutes = [{"rate": 1, "deny": 3}, {"rate": 4}]
     assert leading(minutes) == [("rate", 5), ("deny", 3)]
     assert rectangles(bars(minutes)) == [("c0", 30.0), ("c1", 90.0), ("c0", 120.0)]
     assert "<title>1 min ago: rate 1, deny 3</title>" in bars(minutes)
 
 
-def test_rules_past_the_colours_share_the_last() -> None:
+def test_rules_beyond_the_number_of_colours_share_the_last_one() -> None:
     minute = {f"rule{n}": 20 - n for n in range(COLOURS + 3)}
     used = [colour for colour, _ in rectangles(bars([minute]))]
     assert used == [f"c{min(n, COLOURS - 1)}" for n in range(COLOURS + 3)]
@@ -214,12 +214,12 @@ CONTRAST = """() => {
   return [...document.querySelectorAll('h1, h2, p, strong, th, td, svg text')].map(e =>
     ratio(e.namespaceURI.includes('svg') ? getComputedStyle(e).fill : getComputedStyle(e).color));
 }"""
-"""The contrast of every text with the page, as WCAG 2.1 counts it."""
+"""Returns the contrast of each text with its background, as defined in WCAG 2.1."""
 
 
 @contextmanager
 def opened(browser: Browser, url: str, scheme: Any) -> Iterator[tuple[BrowserPage, list[str]]]:
-    """Open *url*; yields the page, and what the browser had to complain of so far."""
+    """Open *url*; yield the page, and the list of errors of the browser."""
     complaints: list[str] = []
 
     def elsewhere(asked: str) -> None:
@@ -239,7 +239,7 @@ def opened(browser: Browser, url: str, scheme: Any) -> Iterator[tuple[BrowserPag
 
 @pytest.fixture(scope="module")
 def lively(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The status page of a daemon with hostile clients in it, and refusals behind it."""
+    """The status page of a daemon that has hostile clients and refusals."""
     options = ("-l", "smtp+proxy:127.0.0.1:0", "--proxy-trust", "127.0.0.1", "--handler", "discard")
     limits = ("--max-from-ip", "2", "--metrics", "127.0.0.1:0", "--hostname", "mx.example.com")
     folder = tmp_path_factory.mktemp("lively")
@@ -258,7 +258,7 @@ def lively(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser_all_text_can_be_read(
+def test_all_text_has_sufficient_contrast_in_a_browser(
     lively: str, browser: Browser, scheme: str, tmp_path: Path
 ) -> None:
     with opened(browser, lively, scheme) as (page, complaints):
@@ -278,7 +278,7 @@ def test_in_a_browser_all_text_can_be_read(
         assert complaints == []
 
 
-def test_in_a_browser_hostile_names_do_nothing(lively: str, browser: Browser) -> None:
+def test_hostile_names_have_no_effect_in_a_browser(lively: str, browser: Browser) -> None:
     with opened(browser, lively, "light") as (page, complaints):
         assert page.title() == "mx.example.com: smtpd-fork"
         assert page.locator("script, img, b, iframe").count() == 0
@@ -286,13 +286,13 @@ def test_in_a_browser_hostile_names_do_nothing(lively: str, browser: Browser) ->
         assert complaints == []
 
 
-def test_on_a_telephone_the_page_is_no_wider_than_it(lively: str, browser: Browser) -> None:
+def test_the_page_fits_the_width_of_a_telephone(lively: str, browser: Browser) -> None:
     with opened(browser, lively, "light") as (page, _):
         page.set_viewport_size({"width": 390, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_the_page_comes_anew_by_itself(lively: str, browser: Browser) -> None:
+def test_the_page_reloads_itself(lively: str, browser: Browser) -> None:
     with opened(browser, lively, "light") as (page, complaints):
         complaints.clear()
         with page.expect_navigation(timeout=20_000):

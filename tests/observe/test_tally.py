@@ -1,4 +1,4 @@
-"""The tally: what became of each message, counted where it happens; clocks only if asked for."""
+"""The tally: counts of messages by outcome, and measurement of times if it is enabled."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from smtpd_fork import Server
 
 
-class Says:
-    """Answers every message with what it was made with, or raises."""
+class AnswersWith:
+    """A handler that answers each message with a given reply, or raises a given exception."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -37,7 +37,7 @@ class Says:
 
 
 class Waits:
-    """Takes a message for as long as it takes to cut its session."""
+    """A handler that waits with a message until the session is cut."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -48,14 +48,14 @@ class Waits:
         raise AssertionError
 
 
-class Nobody:
-    """Has no say about messages."""
+class WithoutDataHook:
+    """A handler without a hook for messages."""
 
     async def handle_VRFY(self, *_: Any) -> Any:
         return MISSING
 
 
-def told(tally: Tally) -> dict[str, int]:
+def counts_of(tally: Tally) -> dict[str, int]:
     return {outcome: count for outcome, count in tally.outcomes().items() if count}
 
 
@@ -75,28 +75,28 @@ async def deliver(server: Server, body: str = "Subject: hi\r\n\r\nhello\r\n") ->
         (7, "failed", 451),
     ],
 )
-async def test_a_message_is_counted_by_what_a_handler_says(
+async def test_a_message_is_counted_by_the_reply_of_the_handler(
     answer: Any, outcome: str, code: int
 ) -> None:
-    async with serve(Says(answer)) as server:
+    async with serve(AnswersWith(answer)) as server:
         assert await deliver(server) == code
-        assert told(server.tally) == {outcome: 1}
+        assert counts_of(server.tally) == {outcome: 1}
 
 
-async def test_a_message_that_nobody_takes_is_unclaimed() -> None:
-    async with serve(Nobody()) as server:
+async def test_a_message_without_a_handler_is_unclaimed() -> None:
+    async with serve(WithoutDataHook()) as server:
         assert await deliver(server) == 451
-        assert told(server.tally) == {"unclaimed": 1}
+        assert counts_of(server.tally) == {"unclaimed": 1}
 
 
-async def test_a_message_of_lmtp_is_accepted_if_some_recipient_has_it() -> None:
-    async with serve(Says(["550 No", "250 Ok"]), listen=["lmtp:127.0.0.1:0"]) as server:
+async def test_an_lmtp_message_is_accepted_if_it_was_delivered_to_a_recipient() -> None:
+    async with serve(AnswersWith(["550 No", "250 Ok"]), listen=["lmtp:127.0.0.1:0"]) as server:
         async with await Client.to(server.addresses[0]) as client:
             await client.reply()
             await client.say("LHLO c", MAIL, RCPT, RCPT, "DATA")
             client.send("Subject: hi\r\n\r\nx\r\n.\r\n")
             assert [(await client.reply()).code for _ in range(2)] == [550, 250]
-        assert told(server.tally) == {"accepted": 1}
+        assert counts_of(server.tally) == {"accepted": 1}
 
 
 @pytest.mark.parametrize(
@@ -107,14 +107,14 @@ async def test_a_message_of_lmtp_is_accepted_if_some_recipient_has_it() -> None:
         ("z" * 1001 + "\r\n", "malformed", 500),
     ],
 )
-async def test_a_message_that_is_not_accepted_for_what_it_is(
+async def test_a_message_that_is_too_big_or_malformed_is_counted(
     body: str, outcome: str, code: int
 ) -> None:
     size = 100 if outcome == "too_big" else 5000
     strict = {"bare_newline": "reject", "max_line_length": 1000}
     async with serve(Discard(), max_message_size=size, **strict) as server:
         assert await deliver(server, body) == code
-        assert told(server.tally) == {outcome: 1}
+        assert counts_of(server.tally) == {outcome: 1}
 
 
 @pytest.mark.parametrize("chunks", [["BDAT 2000 LAST"], ["BDAT 2000", "BDAT 2000 LAST"]])
@@ -126,25 +126,25 @@ async def test_a_message_in_chunks_is_counted_once(chunks: list[str]) -> None:
             for chunk in chunks:
                 client.send(f"{chunk}\r\n" + "x" * 2000)
                 assert (await client.reply()).code == 552
-        assert told(server.tally) == {"too_big": 1}
+        assert counts_of(server.tally) == {"too_big": 1}
 
 
-async def test_a_size_that_is_declared_too_big_counts() -> None:
+async def test_a_declared_size_above_the_limit_is_counted() -> None:
     async with serve(Discard(), max_message_size=1000) as server:
         async with await Client.to(server.addresses[0]) as client:
             await client.greet()
             assert (await client.say(MAIL + " SIZE=1001")).code == 552
-        assert told(server.tally) == {"too_big": 1}
+        assert counts_of(server.tally) == {"too_big": 1}
 
 
-async def test_a_message_for_which_there_is_no_room_is_counted() -> None:
+async def test_a_message_beyond_the_memory_limit_is_counted() -> None:
     async with serve(Discard(), max_buffered=1000) as server:
         assert await deliver(server, ("x" * 70 + "\r\n") * 1000) == 452
-        assert told(server.tally) == {"no_room": 1}
+        assert counts_of(server.tally) == {"no_room": 1}
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_client_that_goes_within_a_message_has_aborted_it(chunked: bool) -> None:
+async def test_a_message_is_aborted_if_the_client_disconnects_during_it(chunked: bool) -> None:
     async with serve(Discard()) as server:
         async with await Client.to(server.addresses[0]) as client:
             await client.greet()
@@ -156,20 +156,20 @@ async def test_a_client_that_goes_within_a_message_has_aborted_it(chunked: bool)
                 assert (await client.say("DATA")).code == 354
                 client.send("half a line")
         await until(lambda: not server.sessions)
-        assert told(server.tally) == {"aborted": 1}
+        assert counts_of(server.tally) == {"aborted": 1}
 
 
-async def test_a_client_that_goes_between_two_messages_has_aborted_none() -> None:
+async def test_no_message_is_aborted_if_the_client_disconnects_between_two() -> None:
     async with serve(Discard()) as server:
         async with await Client.to(server.addresses[0]) as client:
             await client.greet()
             await client.deliver()
             await client.say(MAIL, RCPT)
         await until(lambda: not server.sessions)
-        assert told(server.tally) == {"accepted": 1}
+        assert counts_of(server.tally) == {"accepted": 1}
 
 
-async def test_a_message_that_is_cut_in_a_handlers_hands_is_aborted() -> None:
+async def test_a_message_that_is_cut_while_a_handler_runs_is_aborted() -> None:
     handler = Waits()
     async with serve(handler, shutdown_timeout=0.01) as server:
         async with await Client.to(server.addresses[0]) as client:
@@ -178,13 +178,13 @@ async def test_a_message_that_is_cut_in_a_handlers_hands_is_aborted() -> None:
             client.send("Subject: hi\r\n\r\nx\r\n.\r\n")
             await handler.asked.wait()
             assert await server.stop() == 1
-    assert told(server.tally) == {"aborted": 1}
+    assert counts_of(server.tally) == {"aborted": 1}
 
 
-async def test_a_handler_that_takes_too_long_has_failed() -> None:
+async def test_a_handler_that_exceeds_its_timeout_is_counted_as_failed() -> None:
     async with serve(Waits(), handler_timeout=0.05) as server:
         assert await deliver(server) == 451
-        assert told(server.tally) == {"failed": 1}
+        assert counts_of(server.tally) == {"failed": 1}
 
 
 async def test_the_bytes_of_accepted_messages_are_counted() -> None:
@@ -193,7 +193,7 @@ async def test_the_bytes_of_accepted_messages_are_counted() -> None:
         assert server.tally.content == len("Subject: hi\r\n\r\nhello\r\n")
 
 
-async def test_without_timing_no_clock_is_looked_at_and_no_read_counted() -> None:
+async def test_without_timing_no_clock_is_read_and_no_bytes_are_counted() -> None:
     handler = Discard()
     async with serve(handler) as server:
         await deliver(server)
@@ -208,7 +208,7 @@ async def test_without_timing_no_clock_is_looked_at_and_no_read_counted() -> Non
 
 async def test_with_timing_hooks_sinks_lag_and_reads_are_measured(tmp_path: Path) -> None:
     tally = Tally(timing=True)
-    async with serve([Nobody(), Maildir(tmp_path / "mail")], tally=tally) as server:
+    async with serve([WithoutDataHook(), Maildir(tmp_path / "mail")], tally=tally) as server:
         assert await deliver(server) == 250
         await until(lambda: sum(tally.lag.counts))
     assert sum(tally.hooks["DATA"].counts) == 1
@@ -219,7 +219,7 @@ async def test_with_timing_hooks_sinks_lag_and_reads_are_measured(tmp_path: Path
     assert tally.received >= len(sent) + len("Subject: hi\r\n\r\nhello\r\n.\r\n")
 
 
-async def test_a_measured_hook_that_never_waits_needs_no_task_still() -> None:
+async def test_a_measured_hook_without_await_needs_no_task() -> None:
     tally = Tally(timing=True)
     hook = Discard().handle_DATA
     assert never_waits(hook)
@@ -227,7 +227,7 @@ async def test_a_measured_hook_that_never_waits_needs_no_task_still() -> None:
     assert not never_waits(tally.timed_hook("DATA", Waits().handle_DATA))
 
 
-async def test_a_hook_that_is_none_of_ours_is_not_measured() -> None:
+async def test_only_known_hooks_are_measured() -> None:
     tally = Tally(timing=True)
     hook = Discard().handle_DATA
     assert tally.timed_hook("FOO", hook) == hook
@@ -235,7 +235,9 @@ async def test_a_hook_that_is_none_of_ours_is_not_measured() -> None:
     assert "FOO" not in HOOKS
 
 
-async def test_handle_starttls_is_measured_and_is_no_coroutine(certificates: Certificates) -> None:
+async def test_handle_starttls_is_measured_and_is_not_a_coroutine(
+    certificates: Certificates,
+) -> None:
     class Judge(Discard):
         def handle_STARTTLS(self, server: Any, session: Any, envelope: Any) -> bool:
             return True
@@ -254,9 +256,7 @@ async def test_handle_starttls_is_measured_and_is_no_coroutine(certificates: Cer
 
 
 @pytest.mark.parametrize("scheme", ["smtp", "smtps"])
-async def test_a_tls_handshake_that_fails_is_counted(
-    certificates: Certificates, scheme: str
-) -> None:
+async def test_a_failed_tls_handshake_is_counted(certificates: Certificates, scheme: str) -> None:
     options: dict[str, Any] = {"tls_context": certificates.server}
     async with serve(Discard(), listen=[f"{scheme}:127.0.0.1:0"], **options) as server:
         async with await Client.to(server.addresses[0]) as client:
@@ -269,7 +269,7 @@ async def test_a_tls_handshake_that_fails_is_counted(
         assert (server.tally.tls_done, server.tally.tls_failed) == (0, 1)
 
 
-async def test_tls_from_the_first_byte_is_counted(certificates: Certificates) -> None:
+async def test_an_implicit_tls_handshake_is_counted(certificates: Certificates) -> None:
     options: dict[str, Any] = {"tls_context": certificates.server}
     context: ssl.SSLContext = certificates.client
     async with serve(Discard(), listen=["smtps:127.0.0.1:0"], **options) as server:
@@ -278,7 +278,7 @@ async def test_tls_from_the_first_byte_is_counted(certificates: Certificates) ->
         assert (server.tally.tls_done, server.tally.tls_failed) == (1, 0)
 
 
-def test_a_latency_falls_into_the_bucket_whose_bound_it_does_not_pass() -> None:
+def test_a_latency_is_counted_in_the_first_bucket_that_includes_it() -> None:
     latency = Latency()
     for seconds in (0.0, BOUNDS[0], BOUNDS[0] * 1.1, BOUNDS[-1], BOUNDS[-1] + 1):
         latency.observe(seconds)

@@ -1,4 +1,4 @@
-"""status --watch: on a terminal, in a pipe, until Ctrl-C, and until the daemon goes away."""
+"""status --watch: on a terminal, in a pipe, until Ctrl-C, and until the daemon ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 class Terminal:
-    """A process on a terminal of its own."""
+    """A process with its own terminal."""
 
     def __init__(self, arguments: list[str], cwd: Path) -> None:
         needs_terminals()
@@ -62,7 +62,7 @@ class Terminal:
             return False
         try:
             data = os.read(self.ours, 1 << 16)
-        except OSError:  # EIO: nobody has it any more
+        except OSError:  # EIO: no process has the terminal open any more
             return False
         self.text += data.decode()
         return bool(data)
@@ -98,9 +98,7 @@ def test_a_terminal_shows_a_live_table(daemon: Daemon, terminal: Terminal) -> No
     assert terminal.text.rindex("\x1b[?25h") > terminal.text.rindex("\x1b[?25l")  # its cursor
 
 
-def test_a_terminal_is_left_in_order_when_the_daemon_goes(
-    daemon: Daemon, terminal: Terminal
-) -> None:
+def test_the_terminal_is_restored_when_the_daemon_ends(daemon: Daemon, terminal: Terminal) -> None:
     terminal.wait_for("serving")
     assert daemon.stop() == 0
     assert terminal.end() == os.EX_UNAVAILABLE
@@ -109,7 +107,7 @@ def test_a_terminal_is_left_in_order_when_the_daemon_goes(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, None], ids=["Ctrl-C", "daemon gone"])
-def test_a_pipe_gets_a_line_a_time(
+def test_a_pipe_gets_one_line_per_interval(
     daemon: Daemon, tmp_path: Path, number: signal.Signals | None
 ) -> None:
     with piped(WATCH, tmp_path) as process:
@@ -145,7 +143,7 @@ def piped(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
     )
 
 
-def test_json_is_an_object_a_line(daemon: Daemon, tmp_path: Path) -> None:
+def test_json_output_is_one_object_per_line(daemon: Daemon, tmp_path: Path) -> None:
     with piped([*WATCH, "--json"], tmp_path) as process:
         assert process.stdout is not None
         told = [json.loads(process.stdout.readline()) for _ in range(2)]
@@ -154,7 +152,7 @@ def test_json_is_an_object_a_line(daemon: Daemon, tmp_path: Path) -> None:
         assert process.wait(PATIENCE) == 0
 
 
-def test_without_rich_a_terminal_is_told_how_to_have_it(daemon: Daemon, tmp_path: Path) -> None:
+def test_without_rich_a_terminal_shows_how_to_install_it(daemon: Daemon, tmp_path: Path) -> None:
     without = "import sys; sys.modules['rich'] = None; sys.modules['rich.live'] = None; "
     script = f"{without}from smtpd_fork.cli import main; sys.exit(main())"
     words = ["status", "--watch", *CONTROL]
@@ -172,7 +170,7 @@ def test_without_rich_a_terminal_is_told_how_to_have_it(daemon: Daemon, tmp_path
         assert process.wait(PATIENCE) == 0
 
 
-def test_who_watches_is_gone_when_its_connection_is(daemon: Daemon, tmp_path: Path) -> None:
+def test_the_watch_ends_when_its_connection_is_closed(daemon: Daemon, tmp_path: Path) -> None:
     with piped(WATCH, tmp_path) as process:
         assert process.stdout is not None
         assert process.stdout.readline()

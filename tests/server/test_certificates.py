@@ -1,4 +1,4 @@
-"""Certificates: which one a client is shown, and which files cannot be used."""
+"""Certificates: selection by SNI, unusable files, and warnings before they expire."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def files(*certs: Path, keys: tuple[Path, ...] = (), **more: Any) -> TlsFiles:
 
 
 def names_shown(context: ssl.SSLContext, authority: Authority, name: str | None) -> set[str]:
-    """Shake hands in memory; return the names of the certificate that a client is shown."""
+    """Do a handshake in memory; return the names of the certificate that the client gets."""
     client_side = authority.client()
     client_side.check_hostname = False
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -62,7 +62,7 @@ def names_shown(context: ssl.SSLContext, authority: Authority, name: str | None)
 
 
 @pytest.mark.parametrize("starttls", [False, True], ids=["smtps", "starttls"])
-def test_openssl_is_shown_the_certificate_with_the_name_that_it_asks_for(
+def test_openssl_gets_the_certificate_with_the_requested_name(
     tmp_path: Path, authority: Authority, starttls: bool
 ) -> None:
     first = authority.issue("first", "mx.example.com")
@@ -81,7 +81,7 @@ def test_openssl_is_shown_the_certificate_with_the_name_that_it_asks_for(
             assert (shaken.status, shaken.serial) == (0, wanted.serial), name
 
 
-def test_names_go_before_wildcards_and_earlier_certificates_before_later(
+def test_names_have_precedence_over_wildcards_and_earlier_certificates_over_later(
     authority: Authority,
 ) -> None:
     issued = [
@@ -107,7 +107,7 @@ def test_names_go_before_wildcards_and_earlier_certificates_before_later(
     assert loaded.certificates[0].names == ("a.example", "*.two.example")
 
 
-def test_a_certificate_that_nobody_is_shown_is_warned_of(authority: Authority) -> None:
+def test_a_certificate_that_no_client_gets_is_logged_as_a_warning(authority: Authority) -> None:
     first = authority.issue("first", "a.example", "b.example")
     same = authority.issue("same", "B.example")
     none = authority.issue("none", common_name="c.example")
@@ -116,13 +116,15 @@ def test_a_certificate_that_nobody_is_shown_is_warned_of(authority: Authority) -
     assert str(same.cert) in shadowed
     assert str(none.cert) in nameless
     assert "subjectAltName are missing" in nameless
-    assert files(none.cert, keys=(none.key,)).load().warnings == ()  # alone it is shown to all
+    assert (
+        files(none.cert, keys=(none.key,)).load().warnings == ()
+    )  # the only certificate is used for all clients
 
 
-def test_a_name_that_is_not_ascii_fails_and_is_no_more_than_a_line(
+def test_a_name_that_is_not_ascii_fails_with_one_log_line(
     tmp_path: Path, authority: Authority
 ) -> None:
-    """ssl prints three lines on stderr for each, behind everybody's back."""
+    """The ssl module would print three lines on stderr for each."""
     first, second = authority.issue("first", "localhost"), authority.issue("second", "b.example")
     options = (*SMTPS, *first.options, *second.options)
     with Daemon(*options, cwd=tmp_path) as daemon:
@@ -133,7 +135,7 @@ def test_a_name_that_is_not_ascii_fails_and_is_no_more_than_a_line(
         assert "ignored" not in daemon.log
 
 
-def test_with_one_certificate_no_name_costs_anything(authority: Authority) -> None:
+def test_with_one_certificate_there_is_no_sni_callback(authority: Authority) -> None:
     issued = authority.issue("one", "a.example")
     assert files(issued.cert, keys=(issued.key,)).load().context.sni_callback is None
 
@@ -146,7 +148,7 @@ def test_with_one_certificate_no_name_costs_anything(authority: Authority) -> No
     [((), {"-tls1_2", "-tls1_3"}), (("--tls-min-version", "1.3"), {"-tls1_3"})],
     ids=["by default", "1.3"],
 )
-def test_openssl_gets_in_with_the_versions_that_are_spoken(
+def test_openssl_connects_with_the_supported_versions(
     tmp_path: Path, authority: Authority, options: tuple[str, ...], taken: set[str]
 ) -> None:
     first, second = authority.issue("first", "localhost"), authority.issue("second", "b.example")
@@ -159,13 +161,14 @@ def test_openssl_gets_in_with_the_versions_that_are_spoken(
                 assert (shaken.status == 0) == (version in taken), (version, shaken.text)
 
 
-def test_openssl_may_not_shake_hands_again_in_a_session(
-    tmp_path: Path, authority: Authority
-) -> None:
-    """What costs the client little and the server much (CVE-2011-1473)."""
+def test_openssl_cannot_renegotiate_in_a_session(tmp_path: Path, authority: Authority) -> None:
+    """Renegotiation is cheap for the client and expensive for the server (CVE-2011-1473)."""
     issued = authority.issue("first", "localhost")
     with Daemon(*SMTPS, *issued.options, cwd=tmp_path) as daemon:
-        options = ("-tls1_2", "-no_ign_eof")  # the later option counts: R is a command to it now
+        options = (
+            "-tls1_2",
+            "-no_ign_eof",
+        )  # the last option applies: R is a command of s_client then
         shaken = s_client(daemon.port, authority, *options, say="R\nNOOP\n")
         assert "RENEGOTIATING" in shaken.text
         assert shaken.status != 0
@@ -177,7 +180,7 @@ def test_openssl_may_not_shake_hands_again_in_a_session(
 # -- files -------------------------------------------------------------------------------------
 
 
-def test_a_count_of_keys_that_does_not_fit_names_both(tmp_path: Path) -> None:
+def test_a_wrong_number_of_keys_is_an_error_with_both_numbers(tmp_path: Path) -> None:
     options = ("--tls-cert", "a.pem", "--tls-cert", "b.pem", "--tls-key", "a.key")
     ended = run(*LOCAL, *options, cwd=tmp_path)
     assert ended.returncode == os.EX_USAGE
@@ -185,7 +188,7 @@ def test_a_count_of_keys_that_does_not_fit_names_both(tmp_path: Path) -> None:
     assert "--tls-key 'a.key': 1 given, and --tls-cert has 2 (a.pem, b.pem)" in line
 
 
-def test_several_certificates_may_have_their_keys_in_their_files(
+def test_certificates_may_have_their_keys_in_the_same_files(
     tmp_path: Path, authority: Authority
 ) -> None:
     issued = [authority.issue("a", "a.example"), authority.issue("b", "b.example")]
@@ -195,7 +198,7 @@ def test_several_certificates_may_have_their_keys_in_their_files(
     assert names_shown(loaded.context, authority, "b.example") == {"b.example"}
 
 
-def test_a_file_that_cannot_be_used_is_named_with_the_reason(
+def test_the_error_names_an_unusable_file_and_the_reason(
     tmp_path: Path, authority: Authority
 ) -> None:
     good = authority.issue("good", "a.example")
@@ -228,7 +231,7 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(
         assert "\n" not in str(caught.value)
 
 
-def test_a_client_ca_that_cannot_be_used_is_named(tmp_path: Path, authority: Authority) -> None:
+def test_the_error_names_an_unusable_client_ca(tmp_path: Path, authority: Authority) -> None:
     good = authority.issue("good", "a.example")
     for path, reason in [(tmp_path / "absent", "No such file"), (good.key, "no PEM cert")]:
         ended = run(*LOCAL, *good.options, "--tls-client-ca", str(path), cwd=tmp_path)
@@ -239,7 +242,7 @@ def test_a_client_ca_that_cannot_be_used_is_named(tmp_path: Path, authority: Aut
         assert reason in line or "NO_CERTIFICATE" in line
 
 
-def test_files_that_change_all_the_time_are_given_up(
+def test_reading_files_that_change_all_the_time_is_an_error(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = authority.issue("good", "a.example")
@@ -250,10 +253,10 @@ def test_files_that_change_all_the_time_are_given_up(
         found.load()
 
 
-def test_files_that_changed_while_they_were_read_are_read_anew(
+def test_files_that_changed_while_they_were_read_are_read_again(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between certificate and key: the two do not match, and a moment later they do."""
+    """The files change between reading certificate and key, which then do not match."""
     old, new = authority.issue("old", "a.example"), authority.issue("new", "b.example")
     found = files(old.cert, keys=(old.key,))
     whole = TlsFiles._context
@@ -283,7 +286,7 @@ def test_files_that_changed_while_they_were_read_are_read_anew(
         (-30, 15, None),
     ],
 )
-async def test_a_certificate_that_runs_out_is_warned_of_at_the_start_and_at_a_reload(
+async def test_a_certificate_that_expires_soon_is_logged_at_start_and_reload(
     authority: Authority,
     caplog: pytest.LogCaptureFixture,
     begins: float,
@@ -303,7 +306,7 @@ async def test_a_certificate_that_runs_out_is_warned_of_at_the_start_and_at_a_re
                 await server.reload()
 
 
-def test_two_weeks_before_its_end_is_when_a_warning_begins(tmp_path: Path) -> None:
+def test_warnings_begin_two_weeks_before_a_certificate_expires(tmp_path: Path) -> None:
     now = datetime.now(UTC)
     for left, warned in [(timedelta(days=14), True), (timedelta(days=14, seconds=1), False)]:
         certificate = Certificate(tmp_path, (), now - timedelta(days=1), now + left)
@@ -313,7 +316,7 @@ def test_two_weeks_before_its_end_is_when_a_warning_begins(tmp_path: Path) -> No
 # -- embedded ----------------------------------------------------------------------------------
 
 
-async def test_a_context_of_the_embedders_own_goes_on_to_serve(authority: Authority) -> None:
+async def test_a_context_of_the_caller_stays_in_use(authority: Authority) -> None:
     issued = authority.issue("own", "localhost")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(issued.cert, issued.key)
@@ -334,7 +337,7 @@ async def test_a_context_of_the_embedders_own_goes_on_to_serve(authority: Author
             assert shown.lstrip("0") == renewed.serial
 
 
-async def test_a_server_tells_what_its_certificates_are(authority: Authority) -> None:
+async def test_a_server_has_a_list_of_its_certificates(authority: Authority) -> None:
     issued = authority.issue("own", "localhost", "127.0.0.1")
     async with serve(Discard(), tls_cert=str(issued.cert), tls_key=str(issued.key)) as server:
         (certificate,) = server.certificates
@@ -344,7 +347,7 @@ async def test_a_server_tells_what_its_certificates_are(authority: Authority) ->
 
 
 @pytest.mark.parametrize("listen", ["smtps:127.0.0.1:0", "smtp+require-tls:127.0.0.1:0"])
-def test_an_address_that_takes_tls_needs_a_certificate(listen: str) -> None:
+def test_an_implicit_tls_address_needs_a_certificate(listen: str) -> None:
     with pytest.raises(SettingError, match="needs tls_cert") as caught:
         Server(Discard(), listen=[listen])
     assert caught.value.value == listen

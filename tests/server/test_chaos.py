@@ -1,7 +1,7 @@
-"""Clients that reset, stall, half-close and vanish at every phase; then every count is 0.
+"""Clients that reset, stall, half-close and disappear in each phase.
 
-The law: whatever clients do, the gate returns to zero, no task of the server is left, and the
-server serves the next client.
+After any behaviour of clients, all counts of the gate are 0, the server has no tasks left, and it
+serves the next client.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ENDINGS = ("reset", "eof", "stall", "garbage", "vanish", "quit")
 
 
 class Jumpy(Discard):
-    """A handler that now and then fails, or takes its time."""
+    """A handler that sometimes fails, or takes time."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -57,7 +57,7 @@ class Jumpy(Discard):
 
 
 async def reach(client: Client, phase: str, tls: ssl.SSLContext) -> None:
-    """Take the session to *phase*."""
+    """Bring the session into *phase*."""
     if phase == "connect":
         return
     await client.reply()
@@ -85,7 +85,7 @@ async def reach(client: Client, phase: str, tls: ssl.SSLContext) -> None:
 
 
 async def end(client: Client, ending: str) -> None:
-    """Leave in one of the bad ways, or the good one."""
+    """End the connection in one of several ways, most of them abnormal."""
     if ending == "reset":
         client.reset()
     elif ending == "eof":
@@ -93,7 +93,7 @@ async def end(client: Client, ending: str) -> None:
             client.writer.write_eof()
         await client.ended()
     elif ending == "stall":
-        await client.ended()  # the server's time-outs end it
+        await client.ended()  # the timeouts of the server end it
     elif ending == "garbage":
         client.send(bytes(range(256)) * 20)
         client.send(b"\r\n.\r\n" * 3)
@@ -112,13 +112,13 @@ async def misbehave(address: Any, phase: str, ending: str, tls: ssl.SSLContext) 
         finally:
             client.writer.transport.abort()
     except (OSError, RuntimeError):
-        pass  # the server has closed first (RuntimeError is uvloop's word for it)
+        pass  # the server has closed before (uvloop raises a RuntimeError then)
 
 
 async def chaos(
     server: Server, certificates: Certificates, clients: int, chance: random.Random
 ) -> None:
-    """Run *clients* bad clients, so many at once, on every address."""
+    """Run *clients* abnormal clients on every address, a limited number at a time."""
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(number: int) -> None:
@@ -163,7 +163,7 @@ async def test_after_thousands_of_bad_clients_every_count_is_zero(
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("ending", ENDINGS)
-async def test_no_way_to_leave_any_phase_keeps_a_place(
+async def test_a_client_that_leaves_in_any_phase_frees_its_slot(
     phase: str, ending: str, certificates: Certificates
 ) -> None:
     options: dict[str, Any] = {
@@ -187,7 +187,7 @@ async def test_no_way_to_leave_any_phase_keeps_a_place(
     ],
     ids=["reset", "garbage", "eof", "stall"],
 )
-async def test_no_way_to_leave_an_implicit_tls_handshake_keeps_a_place(
+async def test_a_client_that_leaves_during_an_implicit_tls_handshake_frees_its_slot(
     leave: Callable[[Client], Awaitable[None] | None], certificates: Certificates
 ) -> None:
     options: dict[str, Any] = {
@@ -204,7 +204,7 @@ async def test_no_way_to_leave_an_implicit_tls_handshake_keeps_a_place(
         await zero(server)
 
 
-async def test_a_stop_in_the_middle_of_it_all_returns_to_zero(certificates: Certificates) -> None:
+async def test_after_a_stop_under_load_every_count_is_zero(certificates: Certificates) -> None:
     chance = random.Random(SEED)
     options: dict[str, Any] = {
         "tls_context": certificates.server,

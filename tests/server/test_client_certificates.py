@@ -1,4 +1,4 @@
-"""Certificates of clients: who is asked, who gets in, and what a handler sees of them."""
+"""Client certificates: when they are requested and verified, and what handlers see of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMTPS = ("-l", "smtps:127.0.0.1:0", "--handler", "discard")
 
 
 class Place:
-    """A server's certificate, and two clients': of the same authority, and of another."""
+    """A server certificate, and two client certificates: of the same CA, and of another one."""
 
     def __init__(self, folder: Path) -> None:
         self.authority = Authority(folder)
@@ -60,7 +60,7 @@ def shows(issued: Issued | None) -> tuple[object, ...]:
 @pytest.mark.parametrize("name", ["localhost", "second.example"])
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
 @pytest.mark.parametrize("how", ["optional", "require"])
-def test_openssl_gets_in_with_the_certificate_that_it_should_have(
+def test_openssl_connects_with_the_required_certificate(
     tmp_path: Path, here: Place, how: str, version: str, name: str
 ) -> None:
     options = here.options("--tls-client-verify", how)
@@ -75,15 +75,17 @@ def test_openssl_gets_in_with_the_certificate_that_it_should_have(
         assert "Traceback" not in daemon.log
 
 
-def test_who_asks_for_no_certificates_gets_none(tmp_path: Path, here: Place) -> None:
+def test_without_a_client_ca_no_client_certificate_is_requested(
+    tmp_path: Path, here: Place
+) -> None:
     with Daemon(*SMTPS, *here.server.options, cwd=tmp_path) as daemon:
         shaken = s_client(daemon.port, here.authority, *shows(here.unknown))
         assert shaken.status == 0
-        assert "Requested Signature Algorithms" not in shaken.text  # of a CertificateRequest
+        assert "Requested Signature Algorithms" not in shaken.text  # part of a CertificateRequest
 
 
 def fingerprint(issued: Issued) -> str:
-    """Return what openssl prints."""
+    """Return the fingerprint as openssl prints it."""
     ended = subprocess.run(
         [peer("openssl"), "x509", "-in", issued.cert, "-noout", "-fingerprint", "-sha256"],
         capture_output=True,
@@ -95,7 +97,7 @@ def fingerprint(issued: Issued) -> str:
 
 
 class Look(Collect):
-    """Remembers what a handler is told of certificates."""
+    """Keeps what a handler sees of certificates."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +134,7 @@ async def test_a_handler_sees_a_verified_certificate(here: Place, starttls: bool
     assert digest == fingerprint(here.known).replace(":", "").lower()
 
 
-async def test_a_handler_sees_that_there_is_none(here: Place) -> None:
+async def test_a_handler_sees_that_there_is_no_certificate(here: Place) -> None:
     handler = Look()
     listen = ["smtps:127.0.0.1:0"]
     async with serve(handler, listen=listen, **here.settings) as server:
@@ -143,7 +145,7 @@ async def test_a_handler_sees_that_there_is_none(here: Place) -> None:
     assert handler.seen == [(None, None, None)]
 
 
-async def test_a_subject_cannot_break_a_line(here: Place) -> None:
+async def test_a_subject_cannot_break_a_log_line(here: Place) -> None:
     handler = Look()
     evil = here.authority.issue("evil", "x.example", common_name="a, b\r\n250 ok\x7f")
     async with serve(handler, listen=["smtps:127.0.0.1:0"], **here.settings) as server:
@@ -156,7 +158,7 @@ async def test_a_subject_cannot_break_a_line(here: Place) -> None:
 
 
 @pytest.mark.parametrize("form", ["--tls", "--tls-on-connect"])
-def test_swaks_is_known_by_its_certificate(tmp_path: Path, here: Place, form: str) -> None:
+def test_swaks_is_identified_by_its_certificate(tmp_path: Path, here: Place, form: str) -> None:
     where = LOCAL[:2] if form == "--tls" else SMTPS[:2]
     known = fingerprint(here.known).replace(":", "")
     handlers = (
@@ -172,7 +174,7 @@ def test_swaks_is_known_by_its_certificate(tmp_path: Path, here: Place, form: st
                 *(() if issued is None else ("--tls-key", issued.key)),
             )
             assert (ended.status == 0) == (code == 0), ended.text
-            if code == 23:  # swaks' own: MAIL was refused
+            if code == 23:  # the exit status of swaks for a refused MAIL
                 assert ended.status == code
                 assert "550 5.7.1 We do not know " in ended.text
         daemon.wait_for("CERTIFICATE_VERIFY_FAILED")

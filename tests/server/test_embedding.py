@@ -1,4 +1,4 @@
-"""Server in a program that already runs a loop."""
+"""Server in a program that already runs an event loop."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_the_public_names_are_there() -> None:
+def test_all_public_names_can_be_imported() -> None:
     assert {"Server", "Gate", "Ticket", "Refusal", "Config"} <= set(smtpd_fork.__all__)
     assert all(hasattr(smtpd_fork, name) for name in smtpd_fork.__all__)
 
 
-async def test_it_takes_no_signal_touches_no_logging_and_cancels_no_task_but_its_own() -> None:
+async def test_a_server_handles_no_signals_and_changes_no_logging_or_foreign_tasks() -> None:
     before = {number: signal.getsignal(number) for number in signal.valid_signals()}
     handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
     mail_log = logging.getLogger("mail.log").level
@@ -43,7 +43,7 @@ async def test_it_takes_no_signal_touches_no_logging_and_cancels_no_task_but_its
     mine.cancel()
 
 
-async def test_addresses_are_what_was_really_bound(tmp_path: Path) -> None:
+async def test_addresses_are_the_bound_addresses(tmp_path: Path) -> None:
     listen = ["127.0.0.1:0", "[::1]:0", f"unix:{tmp_path / 'x.sock'}"]
     async with serve(Discard(), listen=listen) as server:
         four, six, path = server.addresses
@@ -53,7 +53,7 @@ async def test_addresses_are_what_was_really_bound(tmp_path: Path) -> None:
         assert path == str(tmp_path / "x.sock")
 
 
-async def test_options_are_named_like_the_flags_and_read_like_them() -> None:
+async def test_options_have_the_names_and_the_syntax_of_the_flags() -> None:
     async with serve(
         Discard(), limit_connections=100, max_from_ip=10, max_message_size="1M", timeout="5m"
     ) as server:
@@ -64,7 +64,7 @@ async def test_options_are_named_like_the_flags_and_read_like_them() -> None:
             assert "SIZE 1048576" in (await client.greet()).lines
 
 
-async def test_a_config_object_serves_as_well() -> None:
+async def test_a_config_object_can_be_used_instead_of_options() -> None:
     config = Config.build({"listen": ["127.0.0.1:0"], "limit_connections": 3})
     async with Server(Discard(), config=config) as server:
         assert server.gate.limits.limit_connections == 3
@@ -87,7 +87,7 @@ async def test_a_config_object_serves_as_well() -> None:
         ({"tls_cert": "/nosuch"}, smtpd_fork.SmtpdForkError),
     ],
 )
-def test_options_that_cannot_be_are_errors_before_anything_is_bound(
+def test_invalid_options_are_errors_before_anything_is_bound(
     options: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -108,7 +108,7 @@ async def test_several_handlers_are_a_chain() -> None:
         assert (await client.say("DATA")).code == 354
 
 
-async def test_a_reload_leaves_the_limits_of_a_gate_that_is_shared_alone(tmp_path: Path) -> None:
+async def test_a_reload_does_not_change_the_limits_of_a_shared_gate(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("192.0.2.0/24\n")
     deny = str(tmp_path / "list")
     gate = Gate(limit_connections=7)
@@ -122,7 +122,7 @@ async def test_a_reload_leaves_the_limits_of_a_gate_that_is_shared_alone(tmp_pat
 
 
 @pytest.mark.parametrize("ending", ["stop", "abort"])
-async def test_a_stop_before_the_start_ends_nothing_that_comes_later(ending: str) -> None:
+async def test_a_stop_before_the_start_has_no_effect_on_a_later_start(ending: str) -> None:
     server = Server(Discard(), listen=["127.0.0.1:0"])
     await getattr(server, ending)()
     server.bind()
@@ -142,16 +142,16 @@ async def test_a_stop_before_the_start_ends_nothing_that_comes_later(ending: str
 async def test_a_stop_while_it_starts_ends_the_start(ending: str) -> None:
     server = Server(Discard(), listen=["127.0.0.1:0"])
     starting = asyncio.create_task(server.start())
-    await asyncio.sleep(0)  # it has begun
+    await asyncio.sleep(0)  # the start has begun
     await getattr(server, ending)()
     with pytest.raises(RuntimeError, match="stopped while it started"):
         await starting
     assert server.addresses == []
-    async with server:  # and it can be started all the same
+    async with server:  # it can still be started
         assert server.addresses
 
 
-async def test_a_server_serves_once() -> None:
+async def test_a_server_can_be_started_only_once() -> None:
     server = Server(Discard(), listen=["127.0.0.1:0"])
     starting = asyncio.create_task(server.start())
     await asyncio.sleep(0)
@@ -166,7 +166,7 @@ async def test_a_server_serves_once() -> None:
     assert await server.stop() == 0
 
 
-async def test_listeners_that_a_stop_closed_are_gone() -> None:
+async def test_a_server_cannot_start_after_a_stop_has_closed_its_listeners() -> None:
     listeners = open_listeners(Config(listen=("127.0.0.1:0",)))
     server = Server(Discard(), listeners=listeners)
     await server.stop()
@@ -174,7 +174,7 @@ async def test_listeners_that_a_stop_closed_are_gone() -> None:
         await server.start()
 
 
-def test_a_server_imports_nothing_of_the_command_line_nor_of_tls_nor_uvloop() -> None:
+def test_a_server_imports_neither_the_command_line_nor_tls_nor_uvloop() -> None:
     program = (
         "import sys, smtpd_fork\n"
         "assert not {'aiosmtpd', 'msgspec'} & set(sys.modules)\n"

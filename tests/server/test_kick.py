@@ -1,4 +1,4 @@
-"""Kick: whoever it hits, and whatever that one is doing, is told 421 if it can be, and is gone."""
+"""Kick: a client in any phase gets 421 if it can read it, and its connection is closed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def is_told(client: Client) -> None:
     assert await client.ended()
 
 
-async def test_an_idle_session_is_told_421() -> None:
+async def test_an_idle_session_gets_421() -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         assert await server.kick(everybody) == 1
@@ -50,7 +50,7 @@ async def test_an_idle_session_is_told_421() -> None:
         await gone(server)
 
 
-async def test_a_session_is_chosen_by_the_id_that_the_ledger_has() -> None:
+async def test_a_session_is_chosen_by_its_id_in_the_ledger() -> None:
     async with (
         serve(Discard()) as server,
         await Client.to(server.addresses[0]) as one,
@@ -65,7 +65,7 @@ async def test_a_session_is_chosen_by_the_id_that_the_ledger_has() -> None:
         assert await server.kick(lambda ticket: ticket.id == "no-such-id") == 0
 
 
-async def test_a_client_in_the_middle_of_a_message_is_told_421_and_nothing_is_taken() -> None:
+async def test_a_client_that_sends_a_message_gets_421_and_nothing_is_delivered() -> None:
     handler = Collect()
     async with serve(handler) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
@@ -74,13 +74,13 @@ async def test_a_client_in_the_middle_of_a_message_is_told_421_and_nothing_is_ta
         await until(lambda: phases(server) == ["data"])
         assert await server.kick(everybody) == 1
         await is_told(client)
-        client.send("ne\r\n.\r\n")  # it did not look: this is heard out, and is nobody's
+        client.send("ne\r\n.\r\n")  # the client has not noticed: its data is read and discarded
         await client.close()
         await gone(server)
     assert handler.messages == []
 
 
-async def test_a_message_that_a_handler_has_is_taken_and_answered_first() -> None:
+async def test_a_message_in_a_handler_is_delivered_and_answered_first() -> None:
     entered, leave = asyncio.Event(), asyncio.Event()
 
     class Slow(Collect):
@@ -104,7 +104,7 @@ async def test_a_message_that_a_handler_has_is_taken_and_answered_first() -> Non
     assert len(handler.messages) == 1
 
 
-async def test_a_client_that_waits_for_the_greeting_is_told_421() -> None:
+async def test_a_client_that_waits_for_the_greeting_gets_421() -> None:
     async with (
         serve(Discard(), greet_pause=60) as server,
         await Client.to(server.addresses[0]) as client,
@@ -116,7 +116,7 @@ async def test_a_client_that_waits_for_the_greeting_is_told_421() -> None:
         await gone(server)
 
 
-async def test_a_proxy_that_has_not_said_its_header_is_told_421() -> None:
+async def test_a_proxy_that_has_not_sent_its_header_gets_421() -> None:
     options = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": ["127.0.0.1"]}
     async with (
         serve(Discard(), **options) as server,
@@ -168,7 +168,7 @@ async def test_a_client_in_the_handshake_of_starttls_is_closed(certificates: Cer
         await gone(server)
 
 
-async def test_an_idle_session_under_tls_is_told_421(certificates: Certificates) -> None:
+async def test_an_idle_session_under_tls_gets_421(certificates: Certificates) -> None:
     options = {"listen": ["smtps:127.0.0.1:0"], "tls_context": certificates.server}
     async with (
         serve(Discard(), **options) as server,
@@ -180,7 +180,7 @@ async def test_an_idle_session_under_tls_is_told_421(certificates: Certificates)
         await gone(server)
 
 
-async def test_a_client_that_owes_the_answer_to_a_challenge_is_told_421() -> None:
+async def test_a_client_that_has_not_answered_a_challenge_gets_421() -> None:
     options = {"auth_require_tls": False, "authenticator": lambda *_: None}
     async with (
         serve(Discard(), session_options=options) as server,
@@ -194,7 +194,7 @@ async def test_a_client_that_owes_the_answer_to_a_challenge_is_told_421() -> Non
 
 
 @pytest.mark.parametrize("hook", ["MAIL", "CONNECT"])
-async def test_a_hook_that_runs_is_waited_for(hook: str) -> None:
+async def test_the_end_of_a_running_hook_is_awaited(hook: str) -> None:
     entered, leave = asyncio.Event(), asyncio.Event()
 
     async def wait(*_: Any) -> str:
@@ -216,7 +216,7 @@ async def test_a_hook_that_runs_is_waited_for(hook: str) -> None:
         await gone(server)
 
 
-async def test_a_client_that_does_not_read_is_gone_as_well() -> None:
+async def test_a_client_that_does_not_read_is_closed_as_well() -> None:
     async with serve(Discard(), session_timeout=600) as server:
         loop = asyncio.get_running_loop()
         with socket.socket() as client:
@@ -240,7 +240,7 @@ async def tickets(server: Server) -> set[Ticket]:
     return server.gate.tickets()
 
 
-async def test_a_flood_of_pipelined_commands_is_no_way_around_it() -> None:
+async def test_a_client_cannot_evade_a_kick_by_pipelined_commands() -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         client.send("NOOP\r\n" * 10_000)
@@ -272,7 +272,7 @@ async def test_a_handler_may_kick_its_own_session() -> None:
         await gone(server)
 
 
-async def test_many_are_kicked_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_sessions_are_kicked_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smtpd_fork.server.running.KICKS_PER_ITERATION", 3)
     async with serve(Discard(), max_from_ip=0) as server:
         clients = [await Client.to(server.addresses[0]) for _ in range(20)]
@@ -285,14 +285,14 @@ async def test_many_are_kicked_in_turns(monkeypatch: pytest.MonkeyPatch) -> None
         await gone(server)
 
 
-async def test_a_drain_waits_for_the_sessions_and_lets_nobody_in() -> None:
+async def test_a_drain_waits_for_the_sessions_and_admits_no_clients() -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         draining = asyncio.ensure_future(server.drain())
         await asyncio.sleep(0)
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(*server.addresses[0])
-        assert (await client.deliver()).code == 250  # no word of an end: it may go on
+        assert (await client.deliver()).code == 250  # the session is not ended: it may continue
         assert not draining.done()
         assert (await client.say("QUIT")).code == 221
         await draining

@@ -1,4 +1,4 @@
-"""Reloads of a server: new sessions have the new settings, the others go on as they began."""
+"""Reloads of a server: new sessions have the new settings, existing ones keep the old settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def config_of(server: Server, **changes: Any) -> Config:
     return Config.build({"listen": ["127.0.0.1:0"], "max_from_ip": 0, **changes})
 
 
-async def test_new_sessions_have_the_new_handler_and_the_old_one_ends_with_its_last() -> None:
+async def test_new_sessions_use_the_new_handler_and_the_old_one_closes_with_its_last() -> None:
     old, new = Remembers("OLD"), Remembers("NEW")
     async with serve(old) as server:
         inside = await Client.to(server.addresses[0])
@@ -58,7 +58,7 @@ async def test_new_sessions_have_the_new_handler_and_the_old_one_ends_with_its_l
     assert new.closed.is_set()
 
 
-async def test_a_replaced_handler_is_closed_at_a_stop_whatever_its_sessions_do() -> None:
+async def test_a_stop_closes_a_replaced_handler_that_still_has_sessions() -> None:
     old = Remembers("OLD")
     async with serve(old) as server:
         inside = await Client.to(server.addresses[0])
@@ -69,7 +69,7 @@ async def test_a_replaced_handler_is_closed_at_a_stop_whatever_its_sessions_do()
 
 
 class FailsToClose(Remembers):
-    """A handler whose close() raises, or hangs for ever."""
+    """A handler whose close() raises or hangs."""
 
     def __init__(self, error: Exception | None = None) -> None:
         super().__init__("OLD")
@@ -84,7 +84,7 @@ class FailsToClose(Remembers):
 
 @pytest.mark.parametrize("error", [None, RuntimeError("no")])
 @pytest.mark.parametrize("replaced", [True, False])
-async def test_a_handler_that_fails_to_close_keeps_no_other_from_it_and_leaves_no_task(
+async def test_all_handlers_are_closed_if_one_fails_to_close_and_no_task_is_left(
     error: Exception | None, replaced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.server.handler_chains.CLOSE_SECONDS", 0.05)
@@ -100,7 +100,7 @@ async def test_a_handler_that_fails_to_close_keeps_no_other_from_it_and_leaves_n
     assert asyncio.all_tasks() <= before
 
 
-async def test_a_listener_that_stays_loses_nobody_and_one_that_goes_answers_421() -> None:
+async def test_a_kept_listener_loses_no_client_and_a_closed_one_answers_421() -> None:
     async with serve(Discard(), listen=["127.0.0.1:0"]) as server:
         kept = server.addresses[0]
         port = free_ports(1, "127.0.0.3")[0]
@@ -120,7 +120,7 @@ async def test_a_listener_that_stays_loses_nobody_and_one_that_goes_answers_421(
             await client.close()
 
 
-async def test_sessions_of_a_listener_that_goes_go_on() -> None:
+async def test_sessions_of_a_closed_listener_continue() -> None:
     async with serve(Discard()) as server:
         port = free_ports(1, "127.0.0.3")[0]
         both = ["127.0.0.1:0", f"127.0.0.3:{port}"]
@@ -133,7 +133,7 @@ async def test_sessions_of_a_listener_that_goes_go_on() -> None:
         await until(lambda: server.gate.count == 0)
 
 
-async def test_clients_in_the_greet_pause_are_seen_through_by_the_old_one() -> None:
+async def test_clients_in_the_greet_pause_stay_in_the_previous_one() -> None:
     async with serve(Discard(), greet_pause=0.3) as server:
         first = await Client.to(server.addresses[0])
         await until(lambda: server.gate.count == 1)
@@ -151,7 +151,7 @@ async def test_clients_in_the_greet_pause_are_seen_through_by_the_old_one() -> N
     await second.close()
 
 
-async def test_clients_who_wait_for_room_have_the_new_time_limit() -> None:
+async def test_a_new_time_limit_applies_to_clients_that_wait_for_a_slot() -> None:
     async with serve(Discard(), limit_connections=1, when_full="defer:200") as server:
         inside = await Client.to(server.addresses[0])
         await inside.reply()
@@ -163,7 +163,7 @@ async def test_clients_who_wait_for_room_have_the_new_time_limit() -> None:
         await waiting.close()
 
 
-async def test_a_reload_that_fails_leaves_all_as_it_was() -> None:
+async def test_a_failed_reload_changes_nothing() -> None:
     async with serve(Discard()) as server:
         before = server.config, server.chain, server.addresses
         with socket.create_server(("127.0.0.3", 0)) as taken:
@@ -176,14 +176,14 @@ async def test_a_reload_that_fails_leaves_all_as_it_was() -> None:
             await Client.to(("127.0.0.4", int(free.rpartition(":")[2])))
 
 
-async def test_a_server_that_stopped_cannot_be_reloaded() -> None:
+async def test_a_stopped_server_cannot_be_reloaded() -> None:
     async with serve(Discard()) as server:
         pass
     with pytest.raises(SmtpdForkError, match="not running"):
         await server.reload()
 
 
-async def test_certificates_of_other_settings_hold_from_the_next_handshake(
+async def test_certificates_of_new_settings_are_used_from_the_next_handshake(
     certificates: Certificates,
 ) -> None:
     async with serve(Discard()) as server:
@@ -191,7 +191,9 @@ async def test_certificates_of_other_settings_hold_from_the_next_handshake(
             assert "STARTTLS" not in (await inside.greet()).text
             tls = {"tls_cert": str(certificates.cert), "tls_key": str(certificates.key)}
             await server.reload(config_of(server, **tls))
-            assert "STARTTLS" not in (await inside.say("EHLO x")).text  # as it began
+            assert (
+                "STARTTLS" not in (await inside.say("EHLO x")).text
+            )  # with the certificate of its handshake
         async with await Client.to(server.addresses[0]) as client:
             assert "STARTTLS" in (await client.greet()).text
             await client.start_tls(certificates.client)
@@ -206,7 +208,7 @@ async def test_certificates_of_other_settings_hold_from_the_next_handshake(
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_from_ip": 3}, "smtpd-fork.toml"])
-async def test_settings_that_are_no_config_are_a_type_error_that_says_how_to_make_one(
+async def test_settings_that_are_not_a_config_are_a_type_error_with_the_right_call(
     settings: Any,
 ) -> None:
     async with serve(Discard()) as server:

@@ -1,4 +1,4 @@
-"""Sessions of TLS are resumed, and never past what a full handshake would accept."""
+"""TLS sessions are resumed, but not if a full handshake would fail."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def settings(issued: Issued, authority: Authority | None = None) -> dict[str, An
 
 
 class ResumingClient:
-    """A client of one version of TLS that offers its last session again.
+    """A client with one version of TLS that offers its last session again.
 
-    :param context: its certificate, and whom it trusts
+    :param context: has its certificate, and the CA that it trusts
     """
 
     def __init__(self, context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
@@ -69,7 +69,7 @@ class ResumingClient:
 
 @pytest.mark.parametrize("starttls", [False, True], ids=["smtps", "starttls"])
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
-def test_openssl_resumes_its_session_and_after_a_renewal_shakes_hands_in_full(
+def test_openssl_resumes_a_session_but_not_after_a_renewal(
     version: str, starttls: bool, tmp_path: Path, authority: Authority, issued: Issued
 ) -> None:
     listen = LOCAL[:2] if starttls else ("-l", "smtps:127.0.0.1:0")
@@ -87,9 +87,7 @@ def test_openssl_resumes_its_session_and_after_a_renewal_shakes_hands_in_full(
         assert renewed.serial == issued.serial
 
 
-def test_one_ticket_of_tls_1_3_is_sent(
-    tmp_path: Path, authority: Authority, issued: Issued
-) -> None:
+def test_tls_1_3_sends_one_ticket(tmp_path: Path, authority: Authority, issued: Issued) -> None:
     smtps = ("-l", "smtps:127.0.0.1:0", "--handler", "discard")
     with Daemon(*smtps, *issued.options, cwd=tmp_path) as daemon:
         shaken = s_client(daemon.port, authority, "-tls1_3")
@@ -113,7 +111,7 @@ async def test_a_client_without_a_certificate_resumes_its_session(
 async def test_with_client_certificates_only_tls_1_2_resumes(
     version: ssl.TLSVersion, authority: Authority, issued: Issued
 ) -> None:
-    """TLS 1.3 would resume without end, and the certificate would not be verified again."""
+    """TLS 1.3 could resume without limit, and the certificate would not be verified again."""
     known = authority.issue("known", "client.example", common_name="relay")
     client = ResumingClient(authority.client(known), version)
     handler = Look()
@@ -141,7 +139,7 @@ async def test_a_session_without_a_certificate_is_resumed_without_one(
 
 
 @VERSIONS
-async def test_no_session_outlives_a_change_of_the_ca(
+async def test_no_session_is_resumed_after_a_change_of_the_ca(
     version: ssl.TLSVersion, tmp_path: Path, authority: Authority, issued: Issued
 ) -> None:
     known = authority.issue("known", "client.example")
@@ -172,7 +170,7 @@ async def test_a_session_is_not_resumed_after_its_certificate_has_expired(
 
 
 class Look(Collect):
-    """Notes the fingerprints of clients' certificates."""
+    """Keeps the fingerprints of client certificates."""
 
     def __init__(self) -> None:
         super().__init__()

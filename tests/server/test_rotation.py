@@ -1,4 +1,4 @@
-"""Rotation: certificates that are renewed while the server runs."""
+"""Rotation: certificates are reloaded while the server runs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ BOTH = ["127.0.0.1:0", "smtps:127.0.0.1:0"]
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the files looked at all the time."""
+    """Make the server check the files all the time."""
     monkeypatch.setattr(rotation, "WATCH_SECONDS", 0.005)
 
 
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the files looked at by the test alone."""
+    """Make only the test check the files."""
     monkeypatch.setattr(rotation, "WATCH_SECONDS", 3600)
 
 
@@ -43,12 +43,12 @@ def settings(issued: Issued, **more: Any) -> dict[str, Any]:
 
 
 def shown(client: Client) -> str:
-    """Return the number of the certificate that a client was shown."""
+    """Return the serial number of the certificate that a client got."""
     return str(client.writer.get_extra_info("peercert")["serialNumber"]).lstrip("0")
 
 
 async def serials(server: Server, authority: Authority) -> set[str]:
-    """Shake hands on both listeners; return the numbers of what was shown."""
+    """Do a handshake on both listeners; return the serial numbers of the certificates."""
     context = authority.client()
     async with await Client.to(server.addresses[0]) as plain:
         await plain.greet()
@@ -57,7 +57,7 @@ async def serials(server: Server, authority: Authority) -> set[str]:
             return {shown(plain), shown(client)}
 
 
-async def test_a_reload_renews_what_new_handshakes_are_shown_and_leaves_running_sessions(
+async def test_a_reload_renews_the_certificate_for_new_handshakes_only(
     authority: Authority, old: Issued, new: Issued, never: None
 ) -> None:
     context, was = authority.client(), old.serial
@@ -82,13 +82,13 @@ async def test_a_reload_renews_what_new_handshakes_are_shown_and_leaves_running_
 
 
 def rename_over(old: Issued, new: Issued) -> None:
-    """As most programs do it; the key a moment later."""
+    """Renew as most programs do: by renaming; the key a moment later."""
     new.cert.rename(old.cert)
     new.key.rename(old.key)
 
 
 def swap_links(old: Issued, new: Issued) -> None:
-    """As certbot does it."""
+    """Renew as certbot does: by replacing symbolic links."""
     for path, target in [(old.cert, new.cert), (old.key, new.key)]:
         link = path.with_suffix(".link")
         link.symlink_to(target)
@@ -96,7 +96,7 @@ def swap_links(old: Issued, new: Issued) -> None:
 
 
 @pytest.mark.parametrize("renew", [copy, rename_over, swap_links])
-async def test_files_that_change_are_read_again(
+async def test_changed_files_are_read_again(
     authority: Authority,
     old: Issued,
     new: Issued,
@@ -113,7 +113,7 @@ async def test_files_that_change_are_read_again(
         assert await serials(server, authority) == {renewed}
 
 
-async def test_a_link_in_the_midst_of_the_path_is_seen_to_change(
+async def test_a_changed_link_within_the_path_is_detected(
     tmp_path: Path, authority: Authority, old: Issued, new: Issued, quick: None
 ) -> None:
     volume = Volume(tmp_path / "volume", old)
@@ -124,7 +124,7 @@ async def test_a_link_in_the_midst_of_the_path_is_seen_to_change(
         assert await serials(server, authority) == {new.serial}
 
 
-async def test_other_certificates_and_the_clients_authorities_are_watched_as_well(
+async def test_further_certificates_and_the_client_ca_are_watched_as_well(
     tmp_path: Path, authority: Authority, old: Issued, new: Issued, quick: None
 ) -> None:
     second = authority.issue("second", "second.example")
@@ -143,7 +143,7 @@ async def test_other_certificates_and_the_clients_authorities_are_watched_as_wel
         copy(new, second)
         await until(lambda: "renewed.example" in server.certificates[1].names)
         async with await Client.to(server.addresses[0], tls=context) as client:
-            assert (await client.reply()).code == 0  # another authority's
+            assert (await client.reply()).code == 0  # issued by another CA
         assert server._tls._rotation is not None
         before = server._tls._rotation.current.context
         shutil.copy(other.ca, ca)
@@ -183,7 +183,7 @@ def a_loop(old: Issued, _: Issued) -> None:
 
 
 @pytest.mark.parametrize("spoil", [other_key, cut, emptied, removed, a_pipe, a_loop])
-async def test_what_cannot_be_used_leaves_the_old_certificate_and_is_said_once(
+async def test_unusable_files_are_logged_once_and_the_old_certificate_is_kept(
     authority: Authority,
     old: Issued,
     new: Issued,
@@ -216,7 +216,7 @@ async def test_what_cannot_be_used_leaves_the_old_certificate_and_is_said_once(
             assert str(old.cert) in said()[0] or str(old.key) in said()[0]
             assert "\n" not in said()[0]
             await server.reload()
-            assert len(said()) == 1  # nothing has changed since
+            assert len(said()) == 1  # nothing has changed since then
             assert await serials(server, authority) == {was}
             for path in (old.cert, old.key):
                 path.unlink(missing_ok=True)
@@ -225,7 +225,7 @@ async def test_what_cannot_be_used_leaves_the_old_certificate_and_is_said_once(
             assert await serials(server, authority) == {new.serial}
 
 
-async def test_a_half_written_file_is_let_be_until_it_is_whole(
+async def test_an_incomplete_file_is_not_read_until_it_is_complete(
     authority: Authority, old: Issued, new: Issued, never: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, was = new.cert.read_bytes(), old.serial
@@ -239,13 +239,13 @@ async def test_a_half_written_file_is_let_be_until_it_is_whole(
                 old.cert.write_bytes(whole[:end])
             await server._tls._rotation.check_files()
             assert await serials(server, authority) == {was}
-            await server._tls._rotation.check_files()  # for the second time as it is
+            await server._tls._rotation.check_files()  # the second check without a change
             assert await serials(server, authority) == {new.serial}
     assert KEPT not in caplog.text
     assert caplog.text.count(RENEWED) == 1
 
 
-async def test_what_a_reload_has_read_is_not_read_again_by_the_watch(
+async def test_files_that_a_reload_has_read_are_not_read_again_by_the_watch(
     old: Issued, new: Issued, never: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "smtpd_fork"):
@@ -260,7 +260,7 @@ async def test_what_a_reload_has_read_is_not_read_again_by_the_watch(
     assert caplog.text.count(RENEWED) == 1
 
 
-async def test_what_fails_while_looking_does_not_end_the_watch(
+async def test_an_exception_during_a_check_does_not_end_the_watch(
     old: Issued,
     new: Issued,
     quick: None,
@@ -282,7 +282,7 @@ async def test_what_fails_while_looking_does_not_end_the_watch(
         await until(lambda: server.certificates[0].names[-1] == "renewed.example")
 
 
-async def test_a_certificate_that_runs_out_is_warned_of_every_day(
+async def test_a_certificate_that_expires_soon_is_logged_every_day(
     authority: Authority, never: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     soon = authority.issue("soon", "localhost", ends=timedelta(days=3))
@@ -297,7 +297,7 @@ async def test_a_certificate_that_runs_out_is_warned_of_every_day(
     assert len([text for text in caplog.messages if "expires in 2 days" in text]) == 1
 
 
-async def test_a_stopped_server_watches_no_more(old: Issued, quick: None) -> None:
+async def test_a_stopped_server_does_not_watch_the_files(old: Issued, quick: None) -> None:
     async with serve(Discard(), **settings(old)) as server:
         assert isinstance(server._tls._rotation, Rotation)
         task = server._tls._rotation._watching

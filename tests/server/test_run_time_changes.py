@@ -1,4 +1,4 @@
-"""What a program changes while its server runs: limits, denied networks, all settings."""
+"""Changes while a server runs: limits, denied networks, and all settings by a reload."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_server_in_a_thread_denies_a_network_and_admits_it_again() -> None:
         smtplib.SMTP("127.0.0.1", server.port).close()
 
 
-async def test_limits_that_were_set_hold_until_a_reload_and_the_others_keep_their_state() -> None:
+async def test_changed_limits_apply_until_a_reload_and_others_keep_their_state() -> None:
     async with serve(Collect(), rate="2/h", max_from_ip=2, deny="192.0.2.1") as server:
         assert await code(server) == 220
         assert await server.set_limits(max_from_ip=9, exempt=["192.0.2.7"]) == ""
@@ -72,9 +72,7 @@ async def test_limits_that_were_set_hold_until_a_reload_and_the_others_keep_thei
         ({"max_from_ip": 9, "reserve": 9}, "needs --exempt"),
     ],
 )
-async def test_limits_that_cannot_be_set_change_nothing(
-    settings: dict[str, Any], says: str
-) -> None:
+async def test_an_invalid_limit_changes_nothing(settings: dict[str, Any], says: str) -> None:
     async with serve(Collect(), max_from_ip=2) as server:
         with pytest.raises(SettingError, match=says):
             await server.set_limits(**settings)
@@ -100,7 +98,7 @@ async def test_a_reload_returns_a_line_for_each_setting_that_it_changes(tmp_path
         assert server.gate.limits.max_from_ip == 3
 
 
-def test_a_server_in_a_thread_is_reloaded_and_its_limits_set_by_other_threads() -> None:
+def test_other_threads_can_reload_a_server_in_a_thread_and_set_its_limits() -> None:
     class Reloads(Collect):
         error = ""
 

@@ -1,4 +1,4 @@
-"""The stop of a server: who is told, what may finish, what is cut, and that nothing is left."""
+"""The stop of a server: clients get 421, messages may finish, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 
-async def test_a_stop_tells_idle_sessions_421() -> None:
+async def test_idle_sessions_get_421_at_a_stop() -> None:
     async with serve(Discard()) as server:
         client = await Client.to(server.addresses[0])
         await client.greet()
@@ -29,7 +29,7 @@ async def test_a_stop_tells_idle_sessions_421() -> None:
         await client.close()
 
 
-async def test_a_stop_tells_clients_in_the_backlog_421() -> None:
+async def test_clients_in_the_backlog_get_421_at_a_stop() -> None:
     async with serve(Discard(), limit_connections=1) as server:
         first = await Client.to(server.addresses[0])
         await first.greet()
@@ -40,7 +40,7 @@ async def test_a_stop_tells_clients_in_the_backlog_421() -> None:
             await client.close()
 
 
-async def test_a_stop_tells_clients_in_the_waiting_room_421() -> None:
+async def test_clients_that_wait_for_a_slot_get_421_at_a_stop() -> None:
     async with serve(Discard(), limit_connections=1, when_full="defer:60") as server:
         first = await Client.to(server.addresses[0])
         await first.greet()
@@ -53,7 +53,7 @@ async def test_a_stop_tells_clients_in_the_waiting_room_421() -> None:
         await first.close()
 
 
-async def test_a_stop_lets_a_message_in_flight_finish() -> None:
+async def test_a_stop_waits_for_a_message_in_progress() -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         await client.say("MAIL FROM:<a@b.c>", "RCPT TO:<d@e.f>", "DATA")
@@ -67,7 +67,7 @@ async def test_a_stop_lets_a_message_in_flight_finish() -> None:
         assert await stop == 0
 
 
-async def test_a_stop_cuts_what_does_not_finish_in_time() -> None:
+async def test_a_stop_cuts_sessions_that_do_not_finish_in_time() -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         await client.say("MAIL FROM:<a@b.c>", "RCPT TO:<d@e.f>", "DATA")
@@ -98,7 +98,7 @@ async def test_a_stop_cancels_a_handler_that_does_not_finish_in_time() -> None:
     assert cancelled.is_set()
 
 
-async def test_a_stop_ends_handshakes(certificates: Certificates) -> None:
+async def test_a_stop_ends_tls_handshakes(certificates: Certificates) -> None:
     options = {"listen": ["127.0.0.1:0", "smtps:127.0.0.1:0"], "tls_context": certificates.server}
     async with serve(Discard(), **options) as server:
         plain, implicit = server.addresses
@@ -114,7 +114,7 @@ async def test_a_stop_ends_handshakes(certificates: Certificates) -> None:
         await idle.close()
 
 
-async def test_a_stop_that_is_cancelled_cuts_and_gives_every_place_back() -> None:
+async def test_a_cancelled_stop_cuts_the_sessions_and_frees_all_slots() -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         await client.say("MAIL FROM:<a@b.c>", "RCPT TO:<d@e.f>", "DATA")
@@ -123,13 +123,13 @@ async def test_a_stop_that_is_cancelled_cuts_and_gives_every_place_back() -> Non
         assert await client.ended()
 
 
-async def test_two_stops_end_together() -> None:
+async def test_concurrent_stops_end_together() -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
         assert list(await asyncio.gather(server.stop(), server.stop())) == [0, 0]
 
 
-async def test_a_farewell_that_is_cancelled_before_it_began_holds_up_no_stop() -> None:
+async def test_a_handle_disconnect_that_never_began_does_not_delay_a_stop() -> None:
     class Polite(Discard):
         async def handle_DISCONNECT(self, server: Any, session: Any) -> None:
             await asyncio.sleep(0)
@@ -140,7 +140,7 @@ async def test_a_farewell_that_is_cancelled_before_it_began_holds_up_no_stop() -
         (session,) = running(server).sessions._tickets
         session.connection_lost(None)
         assert session.task is not None
-        session.task.cancel()  # as a stop that has no time left does
+        session.task.cancel()  # like a stop whose time limit has passed
         for _ in range(5):
             await asyncio.sleep(0)
         assert not running(server).sessions._finishing
@@ -154,8 +154,8 @@ async def test_after_a_stop_the_port_is_free_again() -> None:
         pass
 
 
-def test_a_loop_that_cancels_everything_leaves_no_place_taken() -> None:
-    """What asyncio.run() does at a KeyboardInterrupt, in the middle of connecting."""
+def test_a_loop_that_cancels_all_tasks_leaves_no_slot_in_use() -> None:
+    """asyncio.run() does this at a KeyboardInterrupt, here while a client connects."""
     gate = Gate()
 
     async def main() -> None:
@@ -175,7 +175,7 @@ def test_a_loop_that_cancels_everything_leaves_no_place_taken() -> None:
         client.close()
 
 
-async def test_a_task_that_is_cancelled_before_it_ran_gives_its_place_back(
+async def test_a_task_that_is_cancelled_before_it_ran_frees_its_slot(
     monkeypatch: pytest.MonkeyPatch, certificates: Certificates
 ) -> None:
     begin = Sessions.begin
@@ -195,7 +195,7 @@ async def test_a_task_that_is_cancelled_before_it_ran_gives_its_place_back(
         assert server.gate.count == 0
 
 
-async def test_a_stop_with_a_timeout_that_is_no_number_is_an_error_and_another_one_stops() -> None:
+async def test_a_stop_with_an_invalid_timeout_is_an_error_and_can_be_repeated() -> None:
     timeout: Any = "5"
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()

@@ -1,4 +1,4 @@
-"""The tarpit in a server: whom the gate suspects, how many wait, and what a session there costs."""
+"""The tarpit of a server: which clients are slowed down, how many, and the cost of a session."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from smtpd_fork import Server
 
 SOON = {"timeout": 0.4, "stress_timeout": 0}
-"""Deadlines are looked at each 20 ms."""
+"""With these settings deadlines are checked every 20 ms."""
 
 
 class Slow(Discard):
-    """Has each client wait."""
+    """A handler that slows down each client."""
 
     def __init__(self, seconds: float = 0.05) -> None:
         self.seconds = seconds
@@ -44,7 +44,7 @@ def waiting(server: Server) -> int:
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_a_message_is_delivered_through_the_tarpit(
+async def test_a_message_from_a_delayed_client_is_delivered(
     tls: bool, certificates: Certificates
 ) -> None:
     options: dict[str, Any] = dict(SOON)
@@ -63,7 +63,7 @@ async def test_a_message_is_delivered_through_the_tarpit(
         assert (await client.say("QUIT")).code == 221
 
 
-async def test_a_thousand_sessions_in_the_tarpit_have_no_task() -> None:
+async def test_a_thousand_delayed_sessions_need_no_tasks() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
     options = {"limit_connections": 10_000, "max_from_ip": 0, "max_from_net": "0"}
@@ -73,11 +73,11 @@ async def test_a_thousand_sessions_in_the_tarpit_have_no_task() -> None:
             clients = [await Client.to(server.addresses[0]) for _ in range(1000)]
             await until(lambda: phases(server) == ["tarpit"] * 1000)
             assert waiting(server) == 1000
-            assert len(asyncio.all_tasks()) <= before + 1  # that of the deadlines
+            assert len(asyncio.all_tasks()) <= before + 1  # the task of the deadlines
             for client in clients[:500]:
                 client.writer.transport.abort()
             await until(lambda: waiting(server) == 500)
-            await server.stop()  # the others get their reply, and 421, at once
+            await server.stop()  # the others get their reply and 421 immediately
             for client in clients[500:]:
                 assert [(await client.reply()).code for _ in range(2)] == [220, 421]
             for client in clients:
@@ -87,7 +87,7 @@ async def test_a_thousand_sessions_in_the_tarpit_have_no_task() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_a_tenth_of_the_slots_wait() -> None:
+async def test_at_most_a_tenth_of_the_slots_are_delayed() -> None:
     async with serve(Slow(60.0), limit_connections=40, max_from_net="0", timeout=10) as server:
         clients = [await Client.to(server.addresses[0]) for _ in range(10)]
         for client in clients[4:]:
@@ -99,7 +99,7 @@ async def test_a_tenth_of_the_slots_wait() -> None:
         assert waiting(server) == 0
 
 
-async def test_nobody_waits_while_slots_are_short() -> None:
+async def test_no_client_is_delayed_while_few_slots_are_free() -> None:
     slow = Slow(0)
     async with serve(slow, limit_connections=40, max_from_net="0", timeout=10) as server:
         clients = [await Client.to(server.addresses[0]) for _ in range(31)]
@@ -116,7 +116,7 @@ async def test_nobody_waits_while_slots_are_short() -> None:
             client.writer.transport.abort()
 
 
-async def test_a_client_that_waits_goes_on_when_slots_become_short() -> None:
+async def test_a_delay_ends_when_few_slots_are_free() -> None:
     slow = Slow(60.0)
     options: dict[str, Any] = {"limit_connections": 40, "max_from_net": "0", "stress_timeout": 0}
     async with serve(slow, timeout=2, **options) as server:
@@ -130,7 +130,7 @@ async def test_a_client_that_waits_goes_on_when_slots_become_short() -> None:
             other.writer.transport.abort()
 
 
-async def test_a_client_near_its_limit_is_slowed_down_and_an_exempt_one_is_not(
+async def test_a_client_near_its_limit_is_slowed_down_unless_it_is_exempt(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
@@ -156,7 +156,7 @@ async def test_a_client_on_a_blocklist_below_the_threshold_is_slowed_down() -> N
             dns.records.clear()
 
 
-async def test_an_exempt_client_may_make_errors() -> None:
+async def test_an_exempt_client_is_not_slowed_down_for_errors() -> None:
     async with serve(Discard(), tarpit="60s", exempt="127.0.0.1") as server:
         async with await Client.to(server.addresses[0]) as client:
             await client.greet()

@@ -1,4 +1,4 @@
-"""ThreadedServer: a server for programs without a loop; its thread ends, whatever handlers do."""
+"""ThreadedServer: a server for programs without an event loop; its thread always ends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ on_both_loops = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """No thread of ours may be left after a test."""
+    """Check that no thread of smtpd-fork is left after a test."""
     yield
     for thread in threading.enumerate():
         if thread.name.startswith("smtpd-fork"):
@@ -46,7 +46,7 @@ def send(server: ThreadedServer) -> None:
 
 
 class Hangs:
-    """Its hook tells that it was called, and hangs in a way of its own."""
+    """A handler whose hook reports its call, and then hangs; subclasses hang in other ways."""
 
     def __init__(self) -> None:
         self.called = threading.Event()
@@ -69,7 +69,8 @@ class HangsInAThread(Hangs):
 class IgnoresThatItIsCancelled(Hangs):
     async def hang(self) -> None:
         task: Any = asyncio.current_task()
-        task._log_destroy_pending = False  # it will be, and pytest has no place for that line
+        # It is destroyed while pending; pytest has closed the output for that warning.
+        task._log_destroy_pending = False
         while True:
             with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
@@ -88,7 +89,7 @@ class EndsTheLoop(Hangs):
 
 @contextmanager
 def message_in_progress(server: ThreadedServer, handler: Hangs) -> Iterator[None]:
-    """Send a message, and go on when the handler has it."""
+    """Send a message, and return when the handler has received it."""
     with closing(socket.create_connection(("127.0.0.1", server.port), PATIENCE)) as client:
         with client.makefile("rwb") as file:
             for line in ("EHLO x", "MAIL FROM:<a@x.example>", "RCPT TO:<b@x.example>", "DATA"):
@@ -114,7 +115,7 @@ def test_it_serves_a_program_without_a_loop(loop_factory: Any) -> None:
         socket.create_connection(("127.0.0.1", port))
 
 
-def test_it_has_the_keywords_of_server() -> None:
+def test_the_keywords_are_those_of_server() -> None:
     gate = Gate(limit_connections=3)
     with ThreadedServer([Collect()], listen=LOCAL, gate=gate, timeout="5m") as server:
         assert server.gate is gate
@@ -128,20 +129,24 @@ def test_it_has_the_keywords_of_server() -> None:
         (Collect(), {"session_options": {"foo": 1}}, TypeError),
     ],
 )
-def test_what_is_wrong_is_said_when_it_is_made(handler: Any, options: Any, error: Any) -> None:
+def test_invalid_arguments_are_errors_of_the_constructor(
+    handler: Any, options: Any, error: Any
+) -> None:
     with pytest.raises(error):
         ThreadedServer(handler, **options)
 
 
 @on_both_loops
-def test_an_error_of_the_start_is_raised_where_it_is_entered(taken: int, loop_factory: Any) -> None:
+def test_an_error_of_the_start_is_raised_in_the_with_statement(
+    taken: int, loop_factory: Any
+) -> None:
     server = ThreadedServer(Collect(), listen=f"127.0.0.1:{taken}", loop_factory=loop_factory)
     with pytest.raises(SmtpdForkError, match=str(taken)), server:
         pytest.fail("it was entered")
     assert server.stop() == 0
 
 
-def test_it_serves_once() -> None:
+def test_it_can_be_started_only_once() -> None:
     with ThreadedServer(Collect(), listen=LOCAL) as server:
         with pytest.raises(RuntimeError, match="create a new ThreadedServer"):
             server.start()
@@ -168,7 +173,7 @@ def test_limits_can_be_changed_while_it_serves() -> None:
 
 
 @on_both_loops
-def test_a_client_that_waits_gets_in_when_the_limits_are_raised(loop_factory: Any) -> None:
+def test_a_waiting_client_is_admitted_when_the_limits_are_raised(loop_factory: Any) -> None:
     options: Any = {"listen": LOCAL, "limit_connections": 1, "loop_factory": loop_factory}
     with ThreadedServer(Collect(), **options) as server:
         with smtplib.SMTP("127.0.0.1", server.port):
@@ -180,7 +185,7 @@ def test_a_client_that_waits_gets_in_when_the_limits_are_raised(loop_factory: An
 
 @on_both_loops
 @pytest.mark.parametrize("kind", [Hangs, HangsInAThread, IgnoresThatItIsCancelled])
-def test_its_thread_ends_whatever_a_handler_awaits(
+def test_its_thread_ends_even_if_a_handler_hangs(
     kind: type[Hangs], loop_factory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threaded, "LEFTOVER_SECONDS", 0.05)
@@ -194,7 +199,7 @@ def test_its_thread_ends_whatever_a_handler_awaits(
 
 
 @on_both_loops
-def test_a_handler_that_blocks_the_thread_is_named(
+def test_the_error_names_a_handler_that_blocks_the_thread(
     loop_factory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threaded, "CUT_SECONDS", 0.05)
@@ -218,7 +223,7 @@ def test_a_handler_that_ends_the_loop_is_reported_at_the_stop(loop_factory: Any)
                 pass
 
 
-def test_a_handler_may_not_stop_the_thread_that_it_runs_in() -> None:
+def test_a_handler_must_not_stop_its_own_thread() -> None:
     raised: list[BaseException] = []
 
     class Stops(Collect):
@@ -236,7 +241,9 @@ def test_a_handler_may_not_stop_the_thread_that_it_runs_in() -> None:
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit, ValueError])
-def test_it_stops_and_hides_nothing_when_its_block_raises(raised: type[BaseException]) -> None:
+def test_it_stops_and_keeps_the_exception_when_its_block_raises(
+    raised: type[BaseException],
+) -> None:
     with pytest.raises(raised):
         with ThreadedServer(Collect(), listen=LOCAL) as server:
             raise raised
@@ -244,7 +251,7 @@ def test_it_stops_and_hides_nothing_when_its_block_raises(raised: type[BaseExcep
     assert not server._thread.is_alive()
 
 
-def test_what_a_block_raised_is_not_hidden_by_a_handler_that_blocks(
+def test_a_handler_that_blocks_does_not_hide_the_exception_of_the_block(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(threaded, "CUT_SECONDS", 0.05)
@@ -259,7 +266,7 @@ def test_what_a_block_raised_is_not_hidden_by_a_handler_that_blocks(
 
 
 @on_both_loops
-def test_an_interrupt_cuts_a_stop_that_waits_for_a_handler(loop_factory: Any) -> None:
+def test_an_interrupt_ends_a_stop_that_waits_for_a_handler(loop_factory: Any) -> None:
     class Interrupts(Hangs):
         async def hang(self) -> None:
             try:

@@ -1,4 +1,4 @@
-"""TLS: by STARTTLS (RFC 3207), and from the first byte."""
+"""TLS: by STARTTLS (RFC 3207), and implicit TLS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 
-async def test_mail_goes_over_starttls(certificates: Certificates) -> None:
+async def test_mail_is_delivered_over_starttls(certificates: Certificates) -> None:
     seen: list[Any] = []
 
     class Look(Collect):
@@ -29,7 +29,9 @@ async def test_mail_goes_over_starttls(certificates: Certificates) -> None:
     ):
         assert "STARTTLS" in (await client.greet()).lines
         await client.start_tls(certificates.client)
-        assert (await client.say("MAIL FROM:<a@b.c>")).code == 503  # EHLO again, as RFC 3207 wants
+        assert (
+            await client.say("MAIL FROM:<a@b.c>")
+        ).code == 503  # EHLO again, as RFC 3207 requires
         assert "STARTTLS" not in (await client.say("EHLO again")).lines
         assert (await client.deliver()).code == 250
         assert await client.say("QUIT") == (221, ["2.0.0 Bye"])
@@ -45,16 +47,16 @@ async def test_a_second_starttls_is_503(certificates: Certificates) -> None:
         assert (await client.say("STARTTLS")).code == 503
 
 
-async def test_required_starttls_refuses_mail_in_the_clear(certificates: Certificates) -> None:
+async def test_required_starttls_refuses_mail_in_plaintext(certificates: Certificates) -> None:
     async with greeted(Discard(), tls_context=certificates.server, require_starttls=True) as client:
         assert (await client.say("MAIL FROM:<a@b.c>")).code == 530
 
 
 @pytest.mark.parametrize("how", ["stall", "garbage", "reset", "eof", "close after 220"])
-async def test_a_starttls_handshake_that_fails_gives_the_place_back(
+async def test_a_failed_starttls_handshake_frees_the_slot(
     how: str, certificates: Certificates
 ) -> None:
-    """Stock aiosmtpd never hears of the end of a handshake that stalls."""
+    """aiosmtpd itself is not notified of the end of a handshake that hangs."""
     options = {"tls_context": certificates.server, "tls_handshake_timeout": 0.2, "timeout": 0.2}
     async with serve(Discard(), **options) as server:
         client = await Client.to(server.addresses[0])
@@ -73,7 +75,7 @@ async def test_a_starttls_handshake_that_fails_gives_the_place_back(
         await client.close()
 
 
-async def test_mail_goes_over_implicit_tls(certificates: Certificates) -> None:
+async def test_mail_is_delivered_over_implicit_tls(certificates: Certificates) -> None:
     options = {"listen": ["smtps:127.0.0.1:0"], "tls_context": certificates.server}
     async with (
         serve(Discard(), **options) as server,
@@ -84,7 +86,7 @@ async def test_mail_goes_over_implicit_tls(certificates: Certificates) -> None:
         assert (await client.deliver()).code == 250
 
 
-async def test_an_idle_socket_on_the_tls_port_is_counted_and_cut(
+async def test_an_idle_connection_to_the_tls_port_is_counted_and_cut(
     certificates: Certificates,
 ) -> None:
     options = {

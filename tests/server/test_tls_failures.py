@@ -1,4 +1,4 @@
-"""TLS handshakes that fail, or do not end, are limited by client and by network."""
+"""TLS handshakes that fail or do not end are limited by client and by network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OTHER = "127.0.0.9"
 
 
 def attempt(door: Gate, host: str, *, succeeds: bool = False) -> bool:
-    """Have *host* begin a handshake; return whether it may."""
+    """Begin a handshake as *host*; return whether it is allowed."""
     with door.admit(host) as ticket:  # type: ignore[union-attr]
         assert isinstance(ticket, Ticket)
         if door.begin_handshake(ticket) is not None:
@@ -40,7 +40,7 @@ def attempt(door: Gate, host: str, *, succeeds: bool = False) -> bool:
 
 
 def failures(door: Gate, hosts: Iterable[str]) -> int:
-    """Have *hosts* fail until one is refused; return how many were not."""
+    """Fail handshakes as *hosts* until one is refused; return the number of failures."""
     count = 0
     for host in hosts:
         if not attempt(door, host):
@@ -58,7 +58,7 @@ def failures(door: Gate, hosts: Iterable[str]) -> int:
         ([f"2001:db8:1:{n:x}::1" for n in range(1000)], "2001:db8:1::/48", 1200),
     ],
 )
-def test_at_default_settings_a_client_fails_300_times_a_minute_and_a_network_1200_times(
+def test_by_default_a_client_may_fail_300_times_a_minute_and_a_network_1200_times(
     hosts: list[str], key: str, most: int
 ) -> None:
     clock = Clock()
@@ -80,10 +80,10 @@ def test_at_default_settings_a_client_fails_300_times_a_minute_and_a_network_120
         ({"tls_failure_rate": "0"}, "192.0.2.1", None),
         ({"tls_failure_rate": "7/h"}, "192.0.2.1", 7),
         ({"exempt": "192.0.2.0/24"}, "192.0.2.1", None),
-        ({}, "", None),  # a unix socket's client is nobody in particular
+        ({}, "", None),  # a client of a unix socket has no address
     ],
 )
-def test_it_can_be_set_and_exempt_clients_are_left_alone(
+def test_the_limit_can_be_set_and_does_not_apply_to_exempt_clients(
     options: dict[str, Any], host: str, most: int | None
 ) -> None:
     assert failures(gate(Clock(), **options), [host] * 2000) == (most or 2000)
@@ -95,7 +95,7 @@ def test_a_client_whose_handshakes_succeed_is_never_refused() -> None:
     assert failures(door, ["192.0.2.1"] * 1000) == 300
 
 
-def test_handshakes_that_are_under_way_count() -> None:
+def test_handshakes_in_progress_are_counted() -> None:
     door = gate(Clock(), max_from_ip=0, tls_failure_rate="3/m")
     tickets = [door.admit("192.0.2.1") for _ in range(4)]
     verdicts = [door.begin_handshake(ticket) for ticket in tickets]  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def test_handshakes_that_are_under_way_count() -> None:
 
 
 def test_clients_of_a_local_network_do_not_share_a_limit() -> None:
-    """A network of one's own has a bridge or a proxy in it, which stands for many."""
+    """A local network may have a bridge or a proxy, which many clients share."""
     hosts = [f"10.0.0.{n}" for n in range(200)]
     assert failures(gate(Clock()), hosts * 10) == 2000
 
@@ -114,7 +114,7 @@ def test_clients_of_a_local_network_do_not_share_a_limit() -> None:
 
 
 def client_hello() -> bytes:
-    """Return how a real TLS client begins."""
+    """Return the first bytes of a real TLS client."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     connection = ssl.create_default_context().wrap_bio(
         incoming, outgoing, server_hostname="localhost"
@@ -125,19 +125,19 @@ def client_hello() -> bytes:
 
 
 async def half_a_handshake(server: Server, *, starttls: bool) -> None:
-    """Have the server begin its part of a handshake, and vanish."""
+    """Make the server begin its part of a handshake, and disconnect."""
     failed = server.tally.tls_failed
     client = await Client.to(server.addresses[0])
     if starttls:
         await client.greet()
         assert (await client.say("STARTTLS")).code == 220
     client.send(client_hello())
-    await client.reader.readexactly(5)  # a certificate, and a signature that took its time
+    await client.reader.readexactly(5)  # a certificate, and a signature that cost CPU time
     client.reset()
     await until(lambda: server.tally.tls_failed == failed + 1)
 
 
-async def test_starttls_is_refused_and_mail_goes_on_without(
+async def test_starttls_is_refused_and_the_session_continues_without_it(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     options: dict[str, Any] = {"tls_failure_rate": "3/h", "tls_context": certificates.server}
@@ -170,7 +170,7 @@ async def test_starttls_is_refused_and_mail_goes_on_without(
     assert "; 4 more in " in lines[1]
 
 
-async def test_starttls_again_and_again_ends_the_session(certificates: Certificates) -> None:
+async def test_repeated_starttls_ends_the_session(certificates: Certificates) -> None:
     options: dict[str, Any] = {"tls_failure_rate": "1/h", "tls_context": certificates.server}
     async with serve(Discard(), max_errors=3, **options) as server:
         await half_a_handshake(server, starttls=True)
@@ -198,7 +198,7 @@ async def test_implicit_tls_is_closed_before_the_handshake(certificates: Certifi
             assert (await client.deliver()).code == 250
 
 
-async def test_a_client_that_uses_tls_well_is_served_however_often(
+async def test_a_client_whose_handshakes_succeed_is_always_served(
     certificates: Certificates,
 ) -> None:
     options: dict[str, Any] = {"tls_failure_rate": "2/h", "tls_context": certificates.server}
@@ -214,7 +214,9 @@ async def test_a_client_that_uses_tls_well_is_served_however_often(
         assert server.gate.stats()["refused"] == 0
 
 
-async def test_behind_a_proxy_it_is_the_client_that_counts(certificates: Certificates) -> None:
+async def test_behind_a_proxy_failures_are_counted_for_the_client(
+    certificates: Certificates,
+) -> None:
     options: dict[str, Any] = {"tls_failure_rate": "2/h", "tls_context": certificates.server}
     listen = ["smtps+proxy:127.0.0.1:0"]
     async with serve(Discard(), listen=listen, proxy_trust="127.0.0.1", **options) as server:
@@ -227,10 +229,10 @@ async def test_behind_a_proxy_it_is_the_client_that_counts(certificates: Certifi
             await until(lambda: not server.gate.count)
 
 
-async def test_no_tls_layer_is_made_for_a_connection_that_is_lost(
+async def test_no_tls_layer_is_created_for_a_closed_connection(
     certificates: Certificates,
 ) -> None:
-    """asyncio's would never hear that it is closed, and complain when it is freed."""
+    """asyncio's TLS layer would not notice the end, and warn when it is freed."""
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
     with closing(theirs):

@@ -1,4 +1,4 @@
-"""TLS by listener: where it is required, and where it is not offered."""
+"""TLS by listener: listeners that require it, and listeners that do not offer it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ async def test_each_listener_has_its_own_rule(certificates: Certificates) -> Non
         "smtps+require-tls:127.0.0.1:0",
     ]
     async with serve(Discard(), listen=listen, tls_context=certificates.server) as server:
-        for _ in range(2):  # the first of a listener is made another way than those behind it
+        for _ in range(
+            2
+        ):  # the first session of a listener is created in another way than further ones
             for address, offered, code in zip(
                 server.addresses[:3], [True, True, False], [250, 530, 250], strict=True
             ):
@@ -45,7 +47,7 @@ async def test_each_listener_has_its_own_rule(certificates: Certificates) -> Non
                 assert (await client.say(MAIL)).code == 250
 
 
-async def test_where_tls_is_required_mail_goes_over_it(certificates: Certificates) -> None:
+async def test_mail_is_delivered_over_required_tls(certificates: Certificates) -> None:
     listen = ["lmtp+require-tls:127.0.0.1:0", "smtp+require-tls:127.0.0.1:0"]
     async with serve(Discard(), listen=listen, tls_context=certificates.server) as server:
         for address, hello in zip(server.addresses, ["LHLO x", "EHLO x"], strict=True):
@@ -58,14 +60,14 @@ async def test_where_tls_is_required_mail_goes_over_it(certificates: Certificate
                 assert (await client.deliver()).code == 250
 
 
-async def test_starttls_where_it_is_not_offered_is_refused(certificates: Certificates) -> None:
+async def test_starttls_is_refused_if_it_is_not_offered(certificates: Certificates) -> None:
     options: dict[str, Any] = {"listen": ["smtp+no-tls:127.0.0.1:0"]}
     async with greeted(Discard(), tls_context=certificates.server, **options) as client:
         assert (await client.say("STARTTLS")).code == 454
         assert (await client.deliver()).code == 250
 
 
-async def test_a_listener_without_tls_is_left_out_of_what_all_require(
+async def test_require_starttls_does_not_apply_to_a_listener_without_tls(
     certificates: Certificates,
 ) -> None:
     options: dict[str, Any] = {"listen": ["127.0.0.1:0", "smtp+no-tls:127.0.0.1:0"]}

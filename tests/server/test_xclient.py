@@ -1,4 +1,4 @@
-"""XCLIENT: a trusted host names its clients, and each is judged as if it had connected itself."""
+"""XCLIENT: a trusted host names its clients; each is evaluated as if it had connected itself."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from smtpd_fork.sinks import Discard
 if TYPE_CHECKING:
     from support.tls import Certificates
 OTHER = "127.0.0.9"
-"""A client that is not trusted."""
+"""Address of a host that is not trusted."""
 
 
-async def test_the_session_is_the_clients_from_then_on() -> None:
+async def test_the_session_continues_as_that_of_the_named_client() -> None:
     looks = Looks()
     async with serve(looks, **TRUST) as server, await Client.to(server.addresses[0]) as client:
         assert "XCLIENT NAME ADDR PORT" in (await client.greet()).text
@@ -39,7 +39,7 @@ async def test_the_session_is_the_clients_from_then_on() -> None:
     assert looks.seen == [(("198.51.100.7", 40312), "a.example", "named.example")]
 
 
-async def test_another_host_may_not_name_a_client() -> None:
+async def test_an_untrusted_host_must_not_name_a_client() -> None:
     async with serve(Discard(), **TRUST) as server:
         async with await Client.to(server.addresses[0], source=OTHER) as client:
             assert "XCLIENT" not in (await client.greet()).text
@@ -59,7 +59,7 @@ async def test_the_clients_of_a_unix_socket_are_trusted_by_name(tmp_path: Any) -
 # -- the DNS -----------------------------------------------------------------------------------
 
 
-async def test_the_client_is_looked_up_and_its_proxy_is_not() -> None:
+async def test_the_dns_is_queried_about_the_client_and_not_its_proxy() -> None:
     looks = Looks()
     async with name_server() as names:
         names.records["5.0.0.127.a.example", "A"] = "127.0.0.2"
@@ -83,7 +83,7 @@ async def test_the_client_is_looked_up_and_its_proxy_is_not() -> None:
     assert [name for _, name, _ in looks.seen] == ["host.example", "b.example", None]
 
 
-async def test_a_client_that_leaves_while_the_dns_is_asked_leaves_nothing() -> None:
+async def test_a_client_that_disconnects_during_dns_queries_leaves_nothing_behind() -> None:
     async with name_server() as names:
         names.records["7.100.51.198.a.example", "A"] = None
         options = {"dnsbl": ["a.example"], "dns_server": names.address, "dns_timeout": 30}
@@ -97,7 +97,7 @@ async def test_a_client_that_leaves_while_the_dns_is_asked_leaves_nothing() -> N
             await until(lambda: server.gate.count == 0)
 
 
-async def test_the_progress_of_a_client_is_not_that_of_the_one_before() -> None:
+async def test_the_progress_of_the_previous_client_does_not_count() -> None:
     async with serve(Discard(), **TRUST) as server:
         client, _ = await proxy_to(server, "ADDR=198.51.100.7")
         async with client:
@@ -111,7 +111,7 @@ async def test_the_progress_of_a_client_is_not_that_of_the_one_before() -> None:
 
 
 @pytest.mark.parametrize("starttls", [False, True])
-async def test_a_client_without_an_address_is_no_program_of_this_machine(
+async def test_a_client_without_an_address_is_not_local(
     starttls: bool, certificates: Certificates
 ) -> None:
     told: list[Any] = []
@@ -140,7 +140,7 @@ async def test_a_client_without_an_address_is_no_program_of_this_machine(
 # -- handlers, TLS and the rest ----------------------------------------------------------------
 
 
-async def test_handlers_see_one_client_go_and_the_next_one_come() -> None:
+async def test_handlers_see_a_disconnect_and_a_connect() -> None:
     calls: list[tuple[str, Any]] = []
 
     class Visits(Discard):
@@ -165,7 +165,7 @@ async def test_handlers_see_one_client_go_and_the_next_one_come() -> None:
     assert [host for what, host in calls if what == "connect"] == hosts
 
 
-async def test_relaying_is_for_the_client_to_have_and_not_for_its_proxy() -> None:
+async def test_relaying_depends_on_the_client_and_not_on_its_proxy() -> None:
     chain = [Accept(["a.example"], relay_from=["127.0.0.0/8"]), Discard()]
     async with greeted(chain, **TRUST) as client:
         for words, code in {
@@ -181,7 +181,7 @@ async def test_relaying_is_for_the_client_to_have_and_not_for_its_proxy() -> Non
             await client.say("RSET")
 
 
-async def test_conditions_go_by_the_client() -> None:
+async def test_conditions_depend_on_the_client() -> None:
     class Refuses:
         async def handle_MAIL(self, *_: Any) -> str:
             return "550 5.7.1 No"
@@ -199,7 +199,7 @@ async def test_conditions_go_by_the_client() -> None:
             await client.say("RSET")
 
 
-async def test_tls_goes_on_under_another_client_and_its_requirement_is_met(
+async def test_tls_continues_for_another_client_and_fulfils_its_requirement(
     certificates: Certificates,
 ) -> None:
     seen: list[Any] = []
@@ -227,7 +227,7 @@ async def test_tls_goes_on_under_another_client_and_its_requirement_is_met(
     assert seen[2:] == [("198.51.100.8", None, "127.0.0.1"), (False, True)]
 
 
-async def test_what_is_pipelined_behind_is_the_clients() -> None:
+async def test_pipelined_commands_belong_to_the_named_client() -> None:
     looks = Looks()
     async with greeted(looks, **TRUST) as client:
         commands = ("XCLIENT ADDR=198.51.100.7", "EHLO y", "MAIL FROM:<a@b.example>", "RSET",
@@ -253,7 +253,7 @@ async def test_a_reload_changes_who_is_trusted() -> None:
             assert "XFORWARD" not in text
 
 
-async def test_xforward_changes_nothing_but_what_is_known_of_the_origin() -> None:
+async def test_xforward_changes_only_the_data_about_the_origin() -> None:
     mails: list[Any] = []
 
     class Keeps(Discard):

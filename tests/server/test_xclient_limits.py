@@ -15,7 +15,7 @@ from support.xclient import TRUST, named, proxy_to
 from smtpd_fork.sinks import Discard
 
 
-async def test_limits_are_those_of_the_named_clients_and_not_of_their_proxy() -> None:
+async def test_limits_apply_to_the_named_clients_and_not_to_their_proxy() -> None:
     async with serve(Discard(), max_from_ip=2, max_from_net=["3/24"], **TRUST) as server:
         proxies = []
         said = []
@@ -34,7 +34,7 @@ async def test_limits_are_those_of_the_named_clients_and_not_of_their_proxy() ->
         await until(lambda: server.gate.count == 0)
 
 
-async def test_one_client_after_another_takes_the_place() -> None:
+async def test_each_named_client_replaces_the_previous_one_in_the_counts() -> None:
     async with serve(Discard(), max_from_ip=1, **TRUST) as server:
         client, _ = await proxy_to(server, "ADDR=198.51.100.7")
         async with client:
@@ -45,7 +45,7 @@ async def test_one_client_after_another_takes_the_place() -> None:
             assert (server.gate.clients, server.gate.count) == ({}, 1)
 
 
-async def test_a_rate_counts_the_clients_and_a_proxy_has_none() -> None:
+async def test_a_rate_limit_applies_to_the_clients_and_not_to_the_proxy() -> None:
     async with serve(Discard(), rate="2/h", rate_net="4/h/24", **TRUST) as server:
         said = []
         for number in (7, 7, 7, 8, 8, 9):
@@ -75,7 +75,7 @@ async def test_a_denied_proxy_is_refused_when_it_connects() -> None:
             assert (await client.reply()).code == 554
 
 
-async def test_a_trusted_host_that_names_nobody_has_no_limits_of_its_own() -> None:
+async def test_per_client_limits_do_not_apply_to_a_trusted_host() -> None:
     async with serve(Discard(), max_from_ip=1, rate="1/h", greet_pause=30, **TRUST) as server:
         clients = [await Client.to(server.addresses[0]) for _ in range(5)]
         for client in clients:
@@ -86,7 +86,7 @@ async def test_a_trusted_host_that_names_nobody_has_no_limits_of_its_own() -> No
             await client.close()
 
 
-async def test_a_trusted_host_behind_a_proxy_has_no_limits_of_its_own_either() -> None:
+async def test_per_client_limits_do_not_apply_to_a_trusted_host_behind_a_proxy() -> None:
     listen = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": ["127.0.0.1"]}
     limits: dict[str, Any] = {"max_from_ip": 1, "rate": "1/h", "greet_pause": 30}
     trust = {"xclient_trust": ["192.0.2.1"]}
@@ -122,23 +122,23 @@ async def test_counts_follow_a_change_of_the_limits() -> None:
         await until(lambda: server.gate.count == 0)
 
 
-async def test_the_tarpit_is_for_the_client_that_has_deserved_it() -> None:
+async def test_the_tarpit_applies_to_the_client_that_caused_it() -> None:
     async with serve(Discard(), tarpit=0.02, max_from_ip=2, max_rejects=100, **TRUST) as server:
         (first, _), (second, _) = [await proxy_to(server, "ADDR=198.51.100.7") for _ in "12"]
         delays = [each.dialogue.tarpit for each, _ in running(server).sessions.all()]
-        assert sorted(delays) == [0.0, 0.02]  # the second is near the limit
+        assert sorted(delays) == [0.0, 0.02]  # the second session is near the limit
         assert (await named(second, "ADDR=198.51.100.8"))[:3] == "220"
         for _ in range(11):
             await second.say("MAIL FROM:<a@b.example>")
         delays = [each.dialogue.tarpit for each, _ in running(server).sessions.all()]
-        assert sorted(delays) == [0.0, 0.02]  # for its refused commands
+        assert sorted(delays) == [0.0, 0.02]  # because of its refused commands
         assert (await named(second, "ADDR=198.51.100.9"))[:3] == "220"
         assert not any(each.dialogue.tarpit for each, _ in running(server).sessions.all())
         for client in (first, second):
             await client.close()
 
 
-async def test_what_lists_a_client_is_forgotten_with_it() -> None:
+async def test_the_listing_of_a_client_does_not_apply_to_the_next_client() -> None:
     async with name_server() as names:
         names.records["7.100.51.198.a.example", "A"] = "127.0.0.2"
         lists = {"dnsbl": ["a.example"], "dnsbl_threshold": 2, "dns_server": names.address}
@@ -158,7 +158,7 @@ async def test_what_lists_a_client_is_forgotten_with_it() -> None:
                     assert connection.dialogue.tarpit == 0.02
 
 
-async def test_memory_is_charged_to_the_client_that_holds_it() -> None:
+async def test_memory_is_charged_to_the_client_that_uses_it() -> None:
     options = {"max_buffered": "4M", "max_buffered_from_ip": "1M", "max_message_size": "1M"}
     async with serve(Discard(), **options, **TRUST) as server:
         budget = server._budget
@@ -176,7 +176,7 @@ async def test_memory_is_charged_to_the_client_that_holds_it() -> None:
                 await until(lambda: budget.used == 0)
 
 
-async def test_input_that_waits_is_charged_to_the_client_that_was_named_before_it() -> None:
+async def test_waiting_input_is_charged_to_the_client_named_before_it() -> None:
     shares: list[tuple[int, int]] = []
 
     class Looks(Discard):
