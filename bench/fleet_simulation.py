@@ -344,9 +344,9 @@ class SimulatedNode:
         self._generation += 1
         nodes = self._node.nodes
         self._share.local_slots = max(self.gate.count, -(-self._share.connections // nodes))
-        for question in self._node.give_up():
+        for question in self._node.end_all_questions():
             question.answered(None)
-        self._node.lost()
+        self._node.connection_lost()
         self._wait = BACKOFF_SECONDS[0]
         self._retry()
 
@@ -354,7 +354,7 @@ class SimulatedNode:
         def attempt() -> None:
             if self._simulation.up:
                 self._up = True
-                self._node.lost()
+                self._node.connection_lost()
                 self._exchange()
             else:
                 self._wait = min(2 * self._wait, BACKOFF_SECONDS[1])

@@ -93,12 +93,12 @@ def supervised_services(
     :param orders: the functions that stop the process, by the order of the supervisor
     """
     yield LogReload()
-    figures = None
+    collect = None
     if config.metrics is not None:
         from smtpd_fork.supervisor.statistics import ChildStatistics  # noqa: PLC0415 - of an extra
 
-        yield (shown := ChildStatistics(server))
-        figures = shown.figures
+        yield (statistics := ChildStatistics(server))
+        collect = statistics.collect
     link = SupervisorLink(line)
     if server.fleet is None:  # otherwise the processes share their limits by the fleet
         node, lease = config.hostname, LEASE_SECONDS
@@ -110,7 +110,7 @@ def supervised_services(
             lease=lease,
             processes=processes,
         )
-    yield ChildControl(line, link.receive_hint, server, orders, reload, figures)
+    yield ChildControl(line, link.receive_hint, server, orders, reload, collect)
     if config.reload_handlers:
         yield HandlerWatch(config.handler, reload_handlers)
 

@@ -81,7 +81,7 @@ async def send_auth_attempt(
     keys = [key_of(count, name), key_of(count, b"")]
     data = await link.ask("auth_attempts", keys, _encoder.encode(message))
     try:
-        ours, found = _decoder.decode(data)  # type: ignore[arg-type]  # what is no bytes is an error
+        ours, found = _decoder.decode(data)  # type: ignore[arg-type]  # other types raise an error
         known = bytes.fromhex(ours)
         attempts = {
             bytes.fromhex(each): min(left / 1000, count.seconds) for each, left in found if left > 0

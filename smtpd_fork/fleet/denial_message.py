@@ -106,6 +106,6 @@ def decode_denials(data: object) -> DenialAnswer:
     :raises FleetError: *data* is not a valid answer
     """
     try:
-        return _decoder.decode(data)  # type: ignore[arg-type]  # what is no bytes is an error
+        return _decoder.decode(data)  # type: ignore[arg-type]  # other types raise an error
     except (msgspec.MsgspecError, ValueError, RecursionError, TypeError):
         raise FleetError("the answer cannot be read") from None

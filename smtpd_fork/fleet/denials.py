@@ -133,9 +133,9 @@ class FleetDenials:
         """Wait until all changes were sent to the fleet; return why that failed, or ""."""
         if not self._unsent or self._task is None:
             return ""
-        return await self.read()
+        return await self.synchronize()
 
-    async def read(self) -> str:
+    async def synchronize(self) -> str:
         """Exchange the changes with the fleet; return why that failed, or ""."""
         future: asyncio.Future[str] = self._loop.create_future()
         self._waiting.append(future)
@@ -225,7 +225,11 @@ class FleetDenials:
                 break
         if not full:
             return ""
-        log.error("the fleet denies %d networks already: %d more only here", MOST_DENIALS, full)
+        log.error(
+            "the fleet denies %d networks already: %d more are denied on this node only",
+            MOST_DENIALS,
+            full,
+        )
         return f"the fleet denies {counted(MOST_DENIALS, 'network')} already"
 
     async def _send(self, message: Changes) -> DenialAnswer:

@@ -122,7 +122,7 @@ class Fleet:
                 async with asyncio.timeout(JOIN_SECONDS):
                     await self._messenger.tried.wait()
                     if self.state is State.UP:
-                        await self.denials.read()
+                        await self.denials.synchronize()
         except BaseException:
             await self.stop()
             raise
@@ -221,7 +221,7 @@ class Fleet:
 
     def _answer_all_locally(self) -> None:
         """Answer all questions without the fleet, so that no client waits any longer."""
-        for question in self.node.give_up():
+        for question in self.node.end_all_questions():
             question.answer(self._local_verdict())
 
     def _local_verdict(self, *, exempt: bool = False) -> Refusal | None:

@@ -119,7 +119,7 @@ class Ledger:
         sessions = self._grant(node, message)
         node.about = message.about or node.about
         for number, count in zip(message.counts[::2], message.counts[1::2], strict=True):
-            self._tell(node, keys[number - 1], count)
+            self._set_count(node, keys[number - 1], count)
         verdicts: list[int] = []
         for checks in message.clients:
             verdicts += self._judge(node, keys, checks, now)
@@ -186,9 +186,9 @@ class Ledger:
         node = self._nodes.pop(name, None)
         if node is not None:
             for key in list(node.counts):
-                self._tell(node, key, 0)
+                self._set_count(node, key, 0)
 
-    def _tell(self, node: _Node, key: str, count: int) -> None:
+    def _set_count(self, node: _Node, key: str, count: int) -> None:
         change = count - node.counts.get(key, 0)
         if count:
             node.counts[key] = count
@@ -216,14 +216,14 @@ class Ledger:
             key = keys[number - 1]
             if interval:
                 if key not in self._due:
-                    self._forget_some(now)
+                    self._remove_expired(now)
                 # In the order of changes: the oldest entries are the first.
                 self._due[key] = max(self._due.pop(key, now), now) + interval
             else:
-                self._tell(node, key, node.counts.get(key, 0) + 1)
+                self._set_count(node, key, node.counts.get(key, 0) + 1)
         return 0, 0
 
-    def _forget_some(self, now: int) -> None:
+    def _remove_expired(self, now: int) -> None:
         for _ in range(min(FORGOTTEN_A_RATE, len(self._due))):
             key = next(iter(self._due))
             due = self._due.pop(key)

@@ -159,7 +159,7 @@ class Messenger:
     def _report(self, reason: str) -> None:
         if not self._ending.is_set():
             self._on_failure(State.DOWN, reason)
-            self._node.lost()  # after _on_failure(), which has answered the questions
+            self._node.connection_lost()  # after _on_failure(), which has answered the questions
 
     async def _open(self) -> None:
         try:
@@ -167,7 +167,7 @@ class Messenger:
                 await self._link.open()
         except TimeoutError:
             raise FleetError(f"no answer within {OPEN_SECONDS:g} s") from None
-        self._node.lost()
+        self._node.connection_lost()
 
     async def _close(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -270,7 +270,7 @@ class Messenger:
             try:
                 hint = await self._link.hint()
             except FleetError as error:
-                log.debug("no hints from the fleet for a moment: %s", error)
+                log.debug("hints from the fleet are interrupted: %s", error)
                 await asyncio.sleep(random.uniform(*HINTS_SECONDS))  # noqa: S311 - no secret
                 continue
             if hint == "waiting":

@@ -1,8 +1,8 @@
 """Node: the counts that a process has sent to its fleet, and its questions. No I/O, no clock.
 
-Every question ends exactly once: by an answer, by :meth:`Node.give_up` or by :meth:`Node.cancel`.
-The gate counts a session as soon as it has a ticket; the fleet gets the sessions without those
-whose question has no answer yet.
+Every question ends exactly once: by an answer, by :meth:`Node.cancel` or by
+:meth:`Node.end_all_questions`. The gate counts a session as soon as it has a ticket; the fleet gets
+the sessions without those whose question has no answer yet.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Node:
         since += [each.since for each in questions if not each.ended]
         return min(since, default=None)
 
-    def give_up(self) -> list[Question]:
+    def end_all_questions(self) -> list[Question]:
         """End all questions, and return them; the caller decides without the fleet."""
         in_flight = [] if self._message is None else self._message.questions
         questions = [each for each in (*in_flight, *self._queue) if not each.ended]
@@ -230,7 +230,7 @@ class Node:
         self._share.others_wait = answer.waiting > 0
         return decided
 
-    def lost(self) -> None:
+    def connection_lost(self) -> None:
         """Handle the loss of the connection: the message in flight may have arrived or not."""
         if self._message is not None:
             for number in self._message.sync.counts[::2]:

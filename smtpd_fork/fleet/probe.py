@@ -47,10 +47,10 @@ def probe(config: Config) -> ProbeResult:
     :raises MissingLibraryError: redis-py is not installed
     """
     link = link_of(config)
-    return asyncio.run(_examine(link, config))
+    return asyncio.run(_probe(link, config))
 
 
-async def _examine(link: RedisLink, config: Config) -> ProbeResult:
+async def _probe(link: RedisLink, config: Config) -> ProbeResult:
     try:
         async with asyncio.timeout(SECONDS):
             try:
@@ -72,7 +72,7 @@ async def _ask(link: RedisLink, config: Config) -> ProbeResult:
     if server.refused:
         commands = ", ".join(server.refused)
         warnings.append(
-            f"{link.description}: the ACL of Redis refuses what a node needs: {commands}"
+            f"{link.description}: the ACL of Redis refuses commands that a node needs: {commands}"
         )
         return ProbeResult("", warnings)
     node = f"check-{secrets.token_hex(3)}"

@@ -252,5 +252,5 @@ def _reason(error: BaseException) -> str:
     if any(each in text for each in REFUSED_IN_SCRIPT) and (command := _command_in(text)):
         return f"the ACL of Redis refuses the command {command}: {text}"
     if isinstance(error, ResponseError) and "WRONGTYPE" in text:
-        return f"a key of the fleet is used by something else: {text}"
+        return f"a key of the fleet has another type: another program uses it: {text}"
     return text

@@ -66,7 +66,7 @@ def _check_ca_file(name: str | None) -> None:
     try:
         ssl.create_default_context(cafile=name)
     except ssl.SSLError:
-        raise SettingError("fleet_tls_ca", name, "the file holds no PEM certificate") from None
+        raise SettingError("fleet_tls_ca", name, "the file contains no PEM certificate") from None
     except OSError as error:
         reason = f"cannot read the file: {error.strerror}"
         raise SettingError("fleet_tls_ca", name, reason) from None

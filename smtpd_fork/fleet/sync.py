@@ -124,4 +124,4 @@ def decode(data: object, clients: int) -> Answer:
         else:
             if len(answer.verdicts) == 2 * clients:
                 return answer
-    raise FleetError("the answer cannot be read: it is not of this version, or of another program")
+    raise FleetError("the answer cannot be read: another version or another program has sent it")

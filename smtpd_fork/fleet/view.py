@@ -132,7 +132,7 @@ async def read_view(link: Link, checks: Sequence[FleetCheck] = ()) -> FleetView:
 async def _ask(link: Link, keys: list[str], rates: list[bool], after: int) -> View:
     data = await link.ask("view", keys, _encoder.encode((after, rates)))
     try:
-        return _decoder.decode(data)  # type: ignore[arg-type]  # what is no bytes is an error
+        return _decoder.decode(data)  # type: ignore[arg-type]  # other types raise an error
     except (msgspec.MsgspecError, ValueError, RecursionError, TypeError):
         raise FleetError("the answer cannot be read") from None
 

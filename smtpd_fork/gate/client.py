@@ -49,6 +49,6 @@ class Client:
         self.local = is_local(self.number)
         self.key = host
         if self.number is not None and self.ipv6:
-            self.key = Prefix(ipv6_prefix, ipv6=True).around(self.number)
+            self.key = Prefix(ipv6_prefix, ipv6=True).network_of(self.number)
         self.exempt = self.proxy = False
         self.fleet_checks = None

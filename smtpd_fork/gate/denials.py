@@ -115,7 +115,7 @@ class Denials:
         parsed = _network("deny", network)
         text = printable_text(text)
         if len(text) > LONGEST_TEXT:
-            reason = f"the text has {len(text)} characters, and may have {LONGEST_TEXT}"
+            reason = f"the text has {len(text)} characters, at most {LONGEST_TEXT} are allowed"
             raise SettingError("deny", f"{text[:20]}...", reason)
         if seconds is not None and not _is_duration(seconds):
             reason = f"the time in seconds must be more than 0, and at most {LONGEST_DENIAL:.0f} s"

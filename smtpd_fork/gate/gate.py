@@ -23,7 +23,7 @@ from smtpd_fork.gate.statistics import Explanation, Statistics
 from smtpd_fork.gate.ticket import Ticket
 from smtpd_fork.gate.verdict import Full, Refusal, Verdict
 from smtpd_fork.gate.waiters import Waiters
-from smtpd_fork.gate.wrap import gated
+from smtpd_fork.gate.wrap import wrapped
 
 if TYPE_CHECKING:
     import asyncio
@@ -342,7 +342,7 @@ class Gate:
         :param factory: returns a protocol for one connection
         :param hostname: the name of this host in refusals; default: the system's host name
         """
-        return gated(factory, gate=self, hostname=hostname)
+        return wrapped(factory, gate=self, hostname=hostname)
 
     def __repr__(self) -> str:
         state = " paused" if self.slots.paused else ""

@@ -70,7 +70,7 @@ class Network(NamedTuple):
 
     def __str__(self) -> str:
         """Return the network in its normal form, as ``192.0.2.0/24`` or ``2001:db8::/32``."""
-        text = Prefix(self.prefix, ipv6=not self.is_ipv4).around(self.first)
+        text = Prefix(self.prefix, ipv6=not self.is_ipv4).network_of(self.first)
         return text.removesuffix(f"/{V4_BITS}") if self.is_ipv4 else text
 
     @property
@@ -117,7 +117,7 @@ class Prefix(NamedTuple):
         """By how many bits to shift an address to the right to get the number of its network."""
         return BITS - self.bits
 
-    def around(self, number: int) -> str:
+    def network_of(self, number: int) -> str:
         """Return the text of the network that contains an address of this family."""
         first = number >> self.shift << self.shift
         if not self.ipv6:

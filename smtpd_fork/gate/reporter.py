@@ -41,9 +41,9 @@ class Reporter:
         if line is not None:
             _write(line, noted, error=error)
         if self._timer is None:
-            self._await_summary()
+            self._schedule_summary()
 
-    def _await_summary(self) -> None:
+    def _schedule_summary(self) -> None:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -54,7 +54,7 @@ class Reporter:
         self._timer = None
         _write_all(self._refusals.flush())
         if self._refusals.pending:
-            self._await_summary()
+            self._schedule_summary()
 
     def close(self) -> None:
         """Write all summaries, due or not."""

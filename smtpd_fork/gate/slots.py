@@ -37,7 +37,7 @@ class Slots:
         """Apply the number of slots in *limits*; slots in use are not affected."""
         self._limit, self._open_to_all = limits.limit_connections, limits.open_to_all
 
-    def _missing(self) -> int:
+    def _not_granted(self) -> int:
         """Return how many slots of the limit the fleet does not grant."""
         if self.share is None:
             return 0
@@ -46,12 +46,12 @@ class Slots:
     @property
     def free(self) -> int:
         """The number of free slots, including reserved ones; negative after a limit was lowered."""
-        return 0 if self.paused else self._limit - self._missing() - len(self.tickets)
+        return 0 if self.paused else self._limit - self._not_granted() - len(self.tickets)
 
     @property
     def crowded(self) -> bool:
         """Whether no slot is free, or only slots that are reserved for exempt clients."""
-        return self.paused or len(self.tickets) >= self._open_to_all - self._missing()
+        return self.paused or len(self.tickets) >= self._open_to_all - self._not_granted()
 
     @property
     def stressed(self) -> bool:
@@ -62,7 +62,7 @@ class Slots:
 
     def full_for(self, client: Client) -> Full | None:
         """Return the verdict on a client if there is no free slot for it, else None."""
-        if not self.paused and len(self.tickets) < client.limit - self._missing():
+        if not self.paused and len(self.tickets) < client.limit - self._not_granted():
             return None
         return self.full(client.limit)
 

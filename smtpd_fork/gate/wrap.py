@@ -28,24 +28,24 @@ if TYPE_CHECKING:
     from smtpd_fork.gate.gate import Gate
     from smtpd_fork.gate.verdict import Full
 
-__all__ = ["gated"]
+__all__ = ["wrapped"]
 
-SWEEP_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 """Interval of the check for transports that were closed without ``connection_lost``."""
 
 
-def gated(
+def wrapped(
     factory: Callable[[], asyncio.BaseProtocol],
     *,
     gate: Gate,
     hostname: str | None,
 ) -> Callable[[], asyncio.BaseProtocol]:
     """Return a factory of protocols that ask *gate*, and are replaced by those of *factory*."""
-    shared = _Shared(factory, gate, hostname or socket.gethostname())
+    shared = _WrappedFactory(factory, gate, hostname or socket.gethostname())
     return lambda: _GateProtocol(shared)
 
 
-class _Shared:
+class _WrappedFactory:
     """The state that the connections of one wrapped factory share."""
 
     def __init__(
@@ -59,37 +59,37 @@ class _Shared:
         self._gate = gate
         self._reporter = Reporter(gate.refusals)
         self._hostname = hostname
-        self._inside: dict[Ticket, asyncio.Transport] = {}
-        self._sweep: asyncio.TimerHandle | None = None
+        self._transports: dict[Ticket, asyncio.Transport] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     def enter(self, ticket: Ticket, transport: asyncio.Transport) -> None:
-        self._inside[ticket] = transport
-        if self._sweep is None:
-            self._await_sweep()
+        self._transports[ticket] = transport
+        if self._timer is None:
+            self._schedule_check()
 
     def leave(self, ticket: Ticket) -> None:
-        self._inside.pop(ticket, None)
+        self._transports.pop(ticket, None)
         ticket.release()
-        if not self._inside and self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
+        if not self._transports and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _await_sweep(self) -> None:
+    def _schedule_check(self) -> None:
         loop = asyncio.get_running_loop()
-        self._sweep = loop.call_later(SWEEP_SECONDS, self._sweep_out)
+        self._timer = loop.call_later(CHECK_SECONDS, self._check)
 
-    def _sweep_out(self) -> None:
-        self._sweep = None
+    def _check(self) -> None:
+        self._timer = None
         gone = [
             ticket
-            for ticket, transport in self._inside.items()
+            for ticket, transport in self._transports.items()
             # A closing transport that still has bytes to send is an open connection.
             if transport.is_closing() and not transport.get_write_buffer_size()
         ]
         for ticket in gone:
             self.leave(ticket)
-        if self._inside:
-            self._await_sweep()
+        if self._transports:
+            self._schedule_check()
 
     def ask_fleet(
         self, ticket: Ticket, transport: asyncio.Transport, protocol: asyncio.BaseProtocol
@@ -125,7 +125,7 @@ class _Shared:
 class _GateProtocol(asyncio.Protocol):
     """The first protocol of a connection: asks the gate, then sets the real protocol."""
 
-    def __init__(self, shared: _Shared) -> None:
+    def __init__(self, shared: _WrappedFactory) -> None:
         self._shared = shared
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -138,7 +138,7 @@ class _GateProtocol(asyncio.Protocol):
         shared.enter(verdict, stream)
         try:
             protocol = shared.factory()
-            _call_after_loss(protocol, lambda: shared.leave(verdict))
+            _call_after_connection_lost(protocol, lambda: shared.leave(verdict))
             stream.set_protocol(protocol)
             protocol.connection_made(transport)
             shared.ask_fleet(verdict, stream, protocol)
@@ -148,7 +148,7 @@ class _GateProtocol(asyncio.Protocol):
             raise
 
 
-def _call_after_loss(protocol: asyncio.BaseProtocol, then: Callable[[], None]) -> None:
+def _call_after_connection_lost(protocol: asyncio.BaseProtocol, then: Callable[[], None]) -> None:
     """Make ``connection_lost`` of *protocol* call *then* at its end, even after an exception."""
     own_connection_lost = protocol.connection_lost
 

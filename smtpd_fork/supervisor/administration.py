@@ -19,7 +19,7 @@ from smtpd_fork.observe.sink_state import SinkState
 from smtpd_fork.supervisor.answers import ANSWER_SECONDS
 from smtpd_fork.supervisor.channel import ChannelClosedError
 from smtpd_fork.supervisor.merged_fleet import merged_fleet
-from smtpd_fork.supervisor.merged_sinks import added, merged_sinks
+from smtpd_fork.supervisor.merged_sinks import merged_sinks, sum_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,9 +47,9 @@ _COUNTED: dict[str, Callable[[Sequence[Any]], Any]] = {
     "hostname": _first,
     "admitted": sum,
     "refused": sum,
-    "rules": added,
-    "messages": added,
-    "rejections": added,
+    "rules": sum_counts,
+    "messages": sum_counts,
+    "rejections": sum_counts,
     "sinks": _sinks,
     "filters": _sinks,
     "listeners": _first,
@@ -57,7 +57,7 @@ _COUNTED: dict[str, Callable[[Sequence[Any]], Any]] = {
 }
 """How to merge the fields of the status that cover the processes of this supervisor only."""
 
-_PRESENT: dict[str, Callable[[Sequence[Any]], Any]] = {"sessions": sum, "phases": added}
+_PRESENT: dict[str, Callable[[Sequence[Any]], Any]] = {"sessions": sum, "phases": sum_counts}
 """How to merge the fields that also cover the sessions of other supervisors' processes."""
 
 NO_PROCESS = "no process serves at the moment; try again"
@@ -97,7 +97,9 @@ class AllProcesses(Administration):
     async def _status(self, request: protocol.Status, who: str) -> dict[str, Any]:
         own, others = await self._ask_both(request, who)
         answers = own + others
-        clients = added([{top["client"]: top["sessions"] for top in a["top"]} for a in answers])
+        clients = sum_counts(
+            [{top["client"]: top["sessions"] for top in a["top"]} for a in answers]
+        )
         return {
             **{name: merge([a[name] for a in own]) for name, merge in _COUNTED.items()},
             **{name: merge([a[name] for a in answers]) for name, merge in _PRESENT.items()},

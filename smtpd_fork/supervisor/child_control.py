@@ -35,7 +35,7 @@ class ChildControl(Service):
     :param hint: called with each hint about the limits that the processes share
     :param orders: functions that end the process: ``stop``, ``drain``, ``leave``, ``abort``
     :param reload: reads the settings again; its argument names the administrator, for the log
-    :param figures: returns the values for the metrics and the status page; None without
+    :param collect: returns the values for the metrics and the status page; None without
         ``--metrics``
     """
 
@@ -46,12 +46,12 @@ class ChildControl(Service):
         server: Server,
         orders: Mapping[str, Callable[[Any], object]],
         reload: Callable[[str], Awaitable[ReloadOutcome]],
-        figures: Callable[[], Awaitable[Any]] | None,
+        collect: Callable[[], Awaitable[Any]] | None,
     ) -> None:
         self._server = server
         self._orders = orders
         self._reload = reload
-        self._get_figures = figures
+        self._collect = collect
         self._channel = channel
         channel.answer = self._answer
         self._hint = hint
@@ -62,7 +62,7 @@ class ChildControl(Service):
         self._answers: dict[str, Callable[[Any], Awaitable[Any]]] = {
             "control": self._control,
             "deny": self._deny,
-            "figures": self._figures,
+            "figures": self._statistics,
             "limits": self._limits,
             "pause": self._pause,
             "ping": self._ping,
@@ -131,10 +131,10 @@ class ChildControl(Service):
         who, request = body
         return await self._administration.answer(protocol.decode(request.encode()), who)
 
-    async def _figures(self, _: None) -> Any:
-        if self._get_figures is None:  # the supervisor of an upgrade may have --metrics
+    async def _statistics(self, _: None) -> Any:
+        if self._collect is None:  # the supervisor of an upgrade may have --metrics
             raise RequestError(Fault.REFUSED, "this process has no --metrics")
-        return await self._get_figures()
+        return await self._collect()
 
     async def _wait_until_serving(self, _: None) -> None:
         await self._serving.wait()

@@ -55,7 +55,7 @@ class HandedDenials:
         data = msgspec.json.encode(handed)
         os.ftruncate(self.descriptor, 0)
         if os.pwrite(self.descriptor, data, 0) < len(data):
-            raise OSError("too little memory for the denials")
+            raise OSError("not enough memory for the denials")
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from smtpd_fork.fleet.status import STATES
-from smtpd_fork.supervisor.merged_sinks import added
+from smtpd_fork.supervisor.merged_sinks import sum_counts
 
 if TYPE_CHECKING:
     from smtpd_fork.fleet.status import FleetStatus
@@ -29,6 +29,6 @@ def merged_fleet(parts: Iterable[FleetStatus | None]) -> FleetStatus | None:
         slots=sum(part.slots for part in found),
         free=sum(part.free for part in found),
         round_trip=max(part.round_trip for part in found),
-        outcomes=dict(added(part.outcomes for part in found)),
+        outcomes=dict(sum_counts(part.outcomes for part in found)),
         episodes=sum(part.episodes for part in found),
     )

@@ -11,10 +11,10 @@ import msgspec
 if TYPE_CHECKING:
     from smtpd_fork.observe.sink_state import SinkState
 
-__all__ = ["added", "merged_sinks"]
+__all__ = ["merged_sinks", "sum_counts"]
 
 
-def added(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+def sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     """Return the sums, by name."""
     total: Counter[str] = Counter()
     for each in counts:
@@ -38,7 +38,7 @@ def _merged_sink(sinks: Sequence[SinkState]) -> SinkState:
     connections = [sink.connections for sink in sinks if sink.connections is not None]
     return msgspec.structs.replace(
         down,
-        replies=dict(added(sink.replies for sink in sinks)),
+        replies=dict(sum_counts(sink.replies for sink in sinks)),
         average=round(seconds / sum(counts), 4) if sum(counts) else 0.0,
         connections=sum(connections) if connections else None,
         busy=sum(sink.busy for sink in sinks),

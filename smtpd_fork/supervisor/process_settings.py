@@ -105,7 +105,7 @@ class ProcessSettings(RunTimeChanges):
 
     def _check(self, config: Config) -> None:
         if (wanted := config.limit_connections) < (of := self._of):
-            reason = f"each of {of} processes needs a connection"
+            reason = f"each of {of} processes needs a connection slot"
             raise SettingError("limit_connections", wanted, reason)
 
     def _shares(self, process: ServingProcess, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from smtpd_fork.observe.snapshot import FLEET_DOWN, LISTED, PHASES, TOP_CLIENTS,
 from smtpd_fork.peer_address import describe
 from smtpd_fork.sanitizer import printable
 from smtpd_fork.supervisor.merged_fleet import merged_fleet
-from smtpd_fork.supervisor.merged_sinks import added, merged_sinks
+from smtpd_fork.supervisor.merged_sinks import merged_sinks, sum_counts
 
 if TYPE_CHECKING:
     from smtpd_fork.supervisor.processes import Processes
@@ -84,16 +84,18 @@ class ChildStatistics(Service):
         """Stop the counts per minute."""
         self._snapshots.stop()
 
-    async def figures(self) -> Any:
+    async def collect(self) -> Any:
         """Return the snapshot and the values of the metrics, as plain data."""
         snapshot = await self._snapshots.latest()
         return {
-            "snapshot": replace(snapshot, oldest=[_plain(each) for each in snapshot.oldest]),
+            "snapshot": replace(
+                snapshot, oldest=[_with_text_addresses(each) for each in snapshot.oldest]
+            ),
             "values": _packed(self._metrics.values(snapshot)),
         }
 
 
-def _plain(entry: Entry) -> Entry:
+def _with_text_addresses(entry: Entry) -> Entry:
     """Return *entry* with its addresses as text."""
     sender = None if entry.sender is None else describe(entry.sender)
     return replace(
@@ -223,8 +225,8 @@ def _latency(value: Value) -> Latency:
     return latency
 
 
-_NOTHING: dict[str, Any] = {"minutes": [], "queues": [], "zones": {}, "sinks": [], "filters": []}
-_NOTHING |= {"limit": 0, "denied": 0, "lag": 0.0, "fleet": None}
+_EMPTY: dict[str, Any] = {"minutes": [], "queues": [], "zones": {}, "sinks": [], "filters": []}
+_EMPTY |= {"limit": 0, "denied": 0, "lag": 0.0, "fleet": None}
 
 
 def _totals(parts: Sequence[Any]) -> Any:
@@ -232,12 +234,12 @@ def _totals(parts: Sequence[Any]) -> Any:
     merged = _merged_values([part["values"] for part in parts])
     snapshots = [part["snapshot"] for part in parts]
     counts = {
-        name: dict(added(each[name] for each in snapshots))
+        name: dict(sum_counts(each[name] for each in snapshots))
         for name in ("stats", "messages", "rejections")
     }
     sessions: dict[str, Any] = {"phases": {}, "oldest": [], "top": []}
     return {
-        "snapshot": {**snapshots[-1], **_NOTHING, **sessions, **counts},
+        "snapshot": {**snapshots[-1], **_EMPTY, **sessions, **counts},
         "values": {name: values for name, values in merged.items() if name in _GROWING},
     }
 
@@ -249,7 +251,7 @@ def _sessions_only(part: Any) -> Any:
     """
     counts: dict[str, Any] = {"stats": {}, "messages": {}, "rejections": {}}
     values = {name: each for name, each in part["values"].items() if name == "smtpd_fork_sessions"}
-    return {"snapshot": {**part["snapshot"], **_NOTHING, **counts}, "values": values}
+    return {"snapshot": {**part["snapshot"], **_EMPTY, **counts}, "values": values}
 
 
 def _snapshot(raw: dict[str, Any]) -> Snapshot:
@@ -268,10 +270,10 @@ def _snapshot(raw: dict[str, Any]) -> Snapshot:
 
 
 def _merged_snapshot(parts: Sequence[Snapshot], uptime: float, state: str) -> Snapshot:
-    clients = added(dict(part.top) for part in parts)
+    clients = sum_counts(dict(part.top) for part in parts)
     oldest = sorted((entry for part in parts for entry in part.oldest), key=lambda e: e.since)
     hours = [part.minutes for part in parts if part.minutes]
-    minutes = [dict(added(some)) for some in zip(*hours, strict=True)]
+    minutes = [dict(sum_counts(some)) for some in zip(*hours, strict=True)]
     queues = next((part.queues for part in parts if part.queues), [])
     zones: dict[str, bool] = {}
     for part in parts:
@@ -281,10 +283,10 @@ def _merged_snapshot(parts: Sequence[Snapshot], uptime: float, state: str) -> Sn
         uptime=uptime,
         state=state,
         limit=sum(part.limit for part in parts),
-        phases={**dict.fromkeys(PHASES, 0), **added(part.phases for part in parts)},
-        stats={"admitted": 0, "refused": 0, **added(part.stats for part in parts)},
-        messages={**Tally().outcomes(), **added(part.messages for part in parts)},
-        rejections=dict(added(part.rejections for part in parts)),
+        phases={**dict.fromkeys(PHASES, 0), **sum_counts(part.phases for part in parts)},
+        stats={"admitted": 0, "refused": 0, **sum_counts(part.stats for part in parts)},
+        messages={**Tally().outcomes(), **sum_counts(part.messages for part in parts)},
+        rejections=dict(sum_counts(part.rejections for part in parts)),
         denied=max((part.denied for part in parts), default=0),
         minutes=minutes,
         oldest=oldest[:LISTED],

@@ -117,8 +117,8 @@ class Upgrades:
         try:
             for keeper in self._keepers:
                 if keeper.process is None:
-                    await self._unless_one_ends(self._start(keeper))
-                await self._unless_one_ends(self._serve(keeper, self._old))
+                    await self._fail_if_process_ends(self._start(keeper))
+                await self._fail_if_process_ends(self._serve(keeper, self._old))
         except ChannelClosedError:
             log.error("the old supervisor has ended: its processes drain, and these serve")  # noqa: TRY400 - one line
         finally:
@@ -146,7 +146,7 @@ class Upgrades:
         self.announce_free_slots()
         await old.ask("serves", (keeper.number, len(self._keepers)))
 
-    async def _unless_one_ends(self, step: Awaitable[Any]) -> None:
+    async def _fail_if_process_ends(self, step: Awaitable[Any]) -> None:
         assert self._failure is not None
         task = asyncio.ensure_future(step)
         try:

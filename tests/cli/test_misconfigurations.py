@@ -101,7 +101,7 @@ ERRORS = {
         os.EX_USAGE, "expected a file with one line, the password"
     ),
     "--fleet rediss://127.0.0.1 --fleet-tls-ca {key}": (
-        os.EX_USAGE, "--fleet-tls-ca '{key}': the file holds no PEM certificate"
+        os.EX_USAGE, "--fleet-tls-ca '{key}': the file contains no PEM certificate"
     ),
     "--timeout 0": (os.EX_USAGE, "--timeout '0': expected a number > 0\n"),
     "--log-to -": (os.EX_USAGE, "--log-to '-': write stderr or stdout, or ./- for a file"),

@@ -78,7 +78,7 @@ def test_an_error_of_redis_is_only_a_warning_as_the_daemon_starts_nevertheless(
     (warning, _) = checked(tmp_path, "--fleet", url, "--fleet-prefix", "a")
     assert "the fleet has layout 7, this node has 1" in warning
     (warning, _) = checked(tmp_path, "--fleet", url, "--fleet-prefix", "b")
-    assert "a key of the fleet is used by something else" in warning
+    assert "a key of the fleet has another type: another program uses it" in warning
     (_, warning, _) = checked(tmp_path, "--fleet", url)
     assert "maxmemory-policy allkeys-lru Redis may evict the counts of the nodes" in warning
     with redis.client() as client:
@@ -96,7 +96,7 @@ def test_check_names_the_commands_that_the_acl_refuses(redis: RedisServer, tmp_p
     assert "Redis, 0 nodes" in found, "it may not read the version"
     make_user(redis, [*acl(), "-zadd", "-publish"])
     (warning, _) = checked(tmp_path, "--fleet", url, *options)
-    assert warning.endswith("the ACL of Redis refuses what a node needs: publish, zadd")
+    assert warning.endswith("the ACL of Redis refuses commands that a node needs: publish, zadd")
     (tmp_path / "secret").write_text("wrong\n")
     (warning, _) = checked(tmp_path, "--fleet", url, *options)
     assert "AuthenticationError: invalid username-password pair" in warning

@@ -216,7 +216,7 @@ async def test_a_redis_that_was_flushed_gets_the_denials_again_with_one_line_of_
         with redis.client() as client:
             client.flushall()
             await until(lambda: client.keys("*:1:denials"))
-        assert await server.fleet.denials.read() == ""
+        assert await server.fleet.denials.synchronize() == ""
         lines = [line for line in caplog.messages if "has lost its denials" in line]
         assert lines == ["the fleet has lost its denials: sending 1 network again"]
 
@@ -275,7 +275,7 @@ async def test_an_exchange_with_nonsensical_answers_ends_and_does_no_harm(
     link: Any = Hostile(*answers)
     denials = FleetDenials(gate.denials, link, "mx0")
     denials.start()
-    await denials.read()
+    await denials.synchronize()
     assert link.asked < 3 * MOST_TURNS**2
     for denial, _ in gate.denials.page():
         assert denial.origin.isprintable()

@@ -230,7 +230,7 @@ REFUSALS: dict[str, tuple[Change, Change, str]] = {
     "WRONGTYPE": (
         lambda redis: (redis.delete(NODES), redis.set(NODES, "text")),
         lambda redis: redis.delete(NODES),
-        "a key of the fleet is used by something else",
+        "a key of the fleet has another type: another program uses it",
     ),
     "script error": (
         lambda redis: (redis.zadd(NODES, {"x": 9e15}), redis.hset(COUNTS, "x", "garbage")),

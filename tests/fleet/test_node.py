@@ -73,9 +73,9 @@ class Machine:
 
     def lose(self) -> None:
         self.sent, self.under_way = False, None
-        for question in self.node.give_up():
+        for question in self.node.end_all_questions():
             question.answered(None)
-        self.node.lost()
+        self.node.connection_lost()
 
     def settle(self) -> None:
         """Exchange messages until there is nothing to send."""
@@ -150,7 +150,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(number=nodes)
     def give_up(self, number: int) -> None:
-        for question in self.machines[number].node.give_up():
+        for question in self.machines[number].node.end_all_questions():
             question.answered(None)
 
     @rule(number=nodes)

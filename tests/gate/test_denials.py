@@ -144,7 +144,7 @@ def test_the_text_is_one_line_of_printable_ascii() -> None:
         ("nonsense", "", None, "not a network"),
         ("192.0.2.1/24", "", None, "host bits"),
         ("", "", None, "not a network"),
-        ("192.0.2.1", "x" * 201, None, "has 201 characters, and may have 200"),
+        ("192.0.2.1", "x" * 201, None, "has 201 characters, at most 200 are allowed"),
         ("192.0.2.1", "", 0, "must be more than 0"),
         ("192.0.2.1", "", -1, "must be more than 0"),
         ("192.0.2.1", "", float("nan"), "must be more than 0"),

@@ -54,7 +54,7 @@ def test_the_text_of_a_network_is_its_usual_notation(address: Any, bits: int) ->
     bits = max(bits, 96) if address.version == 4 else bits
     number = number_of(str(address))
     assert number is not None
-    text = Prefix(bits, ipv6=address.version == 6).around(number)
+    text = Prefix(bits, ipv6=address.version == 6).network_of(number)
     assert number >> (128 - bits) == Network.parse(text).first >> (128 - bits)
     assert Network.parse(text).prefix == bits
 

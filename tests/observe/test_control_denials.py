@@ -121,7 +121,7 @@ def test_a_denial_expires(tmp_path: Path) -> None:
     [
         (("deny", "nonsense"), "deny 'nonsense': not a network; write 192.0.2.0/24"),
         (("deny", "192.0.2.7/24"), "within 192.0.2.0/24, not a network: it has host bits set"),
-        (("deny", "192.0.2.7", "x" * 201), "the text has 201 characters, and may have 200"),
+        (("deny", "192.0.2.7", "x" * 201), "the text has 201 characters, at most 200 are allowed"),
         (("deny", "192.0.2.7", "--for", "0"), "--for '0': must be more than 0"),
         (("deny", "192.0.2.7", "--for", "soon"), "--for 'soon': not a duration"),
         (("deny", "192.0.2.7", "--for", "9999h"), "at most 31622400 s"),

@@ -278,7 +278,7 @@ def _network_of(client: Client) -> str:
     """Return the /24 or /48 network of a client; empty if it has no address."""
     if client.number is None:
         return ""
-    return (_IPV6_NETWORK if client.ipv6 else _IPV4_NETWORK).around(client.number)
+    return (_IPV6_NETWORK if client.ipv6 else _IPV4_NETWORK).network_of(client.number)
 
 
 def _service(address: str, connect: float, answer: float) -> DovecotService:

@@ -103,7 +103,7 @@ class NetworkLimitRule(Rule):
         count = self._counts.get(client.number >> self._shift, 0) + 1
         if count <= self._sessions:
             return None
-        network = self._prefix.around(client.number)
+        network = self._prefix.network_of(client.number)
         return Refusal(self.name, network, count, self._sessions)
 
     def enter(self, client: Client) -> None:

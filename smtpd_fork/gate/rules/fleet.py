@@ -42,7 +42,7 @@ class FleetLimit(NamedTuple):
     rate: Rate | None = None
     share: bool = False
 
-    def _spares(self, client: Client) -> bool:
+    def _excludes(self, client: Client) -> bool:
         return self.share and client.local
 
     def check(self, client: Client) -> FleetCheck | None:
@@ -50,10 +50,10 @@ class FleetLimit(NamedTuple):
         prefix, rate = self.prefix, self.rate
         if prefix is None:
             name = client.key
-        elif client.number is None or client.ipv6 is not prefix.ipv6 or self._spares(client):
+        elif client.number is None or client.ipv6 is not prefix.ipv6 or self._excludes(client):
             name = None
         else:
-            name = prefix.around(client.number)
+            name = prefix.network_of(client.number)
         if name is None:
             return None
         if rate is None:

@@ -145,7 +145,7 @@ class RateRule(Rule):
             return None
         name, prefix = client.key or "", self.rate.prefix
         if prefix is not None:
-            name = prefix.around(client.number or 0)
+            name = prefix.network_of(client.number or 0)
         count = round((due - now) / self._interval) + 1
         return Refusal(self.name, name, count, self.rate.sessions, text=self.text)
 
@@ -154,7 +154,7 @@ class RateRule(Rule):
         key = self._key(client)
         due = self._due.get(key)
         if due is None:
-            self._forget_some(now)
+            self._remove_expired(now)
         elif due > now:
             now = due
         self._due[key] = now + self._interval
@@ -166,7 +166,7 @@ class RateRule(Rule):
         if key in self._due:
             self._due[key] -= self._interval
 
-    def _forget_some(self, now: float) -> None:
+    def _remove_expired(self, now: float) -> None:
         """Remove expired entries, or the oldest entry if the table is full."""
         due = self._due
         for _ in range(min(_EXPIRED_PER_CLIENT, len(due))):

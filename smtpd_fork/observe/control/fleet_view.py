@@ -101,7 +101,7 @@ def _checks_of(client: str, gate: Gate) -> list[FleetCheck]:
             first, bits = Network.parse(client)
         except ValueError as error:
             raise RequestError(Fault.REFUSED, f"{shown}: {error}") from None
-        name = Prefix(bits, ipv6=not is_ipv4(first)).around(first)
+        name = Prefix(bits, ipv6=not is_ipv4(first)).network_of(first)
         checks = [check for check in _checks(gate, host) if check.name == name]
     if not checks:
         text = f"{shown}: no limit of the fleet counts it (-m, --max-from-net, --rate, --rate-net)"
