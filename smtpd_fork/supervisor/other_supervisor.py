@@ -46,7 +46,7 @@ ALL_SECONDS = 5.0
 class UpgradeRequests(Protocol):
     """Carries out the requests of the other supervisor."""
 
-    def replace_processes(self, serving: int, of: int) -> None:
+    def replace_processes(self, sender: OtherSupervisor, serving: int, of: int) -> None:
         """Make old processes drain, in proportion to the new ones: *serving* of *of* serve."""
 
     def share_limits(self, sender: OtherSupervisor, kind: str, body: Any) -> Any:
@@ -117,7 +117,7 @@ class OtherSupervisor:
 
     def _serves(self, body: Any) -> None:
         self.serving, of = body
-        self._requests.replace_processes(self.serving, of)
+        self._requests.replace_processes(self, self.serving, of)
         self.on_progress()
 
     async def start(self) -> None:

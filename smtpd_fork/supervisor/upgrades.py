@@ -52,6 +52,7 @@ class Upgrades:
         self._others: dict[OtherSupervisor, asyncio.Task[None]] = {}
         self._failure: asyncio.Future[ProcessError] | None = None
         self._cancelled = False
+        self._failed = False
         self.on_end_order: Callable[[str], object] = lambda _: None
 
     @property
@@ -181,12 +182,18 @@ class Upgrades:
             ours, its = socket.socketpair()
         except OSError as error:
             raise OperatingSystemError(f"cannot upgrade: {error.strerror}") from None
+        self._failed = False
         self._new = OtherSupervisor(ours, self, on_progress)
         await self._connect(self._new)
         return its
 
-    def replace_processes(self, serving: int, of: int) -> None:
-        """Make old processes drain, in proportion to the new ones: *serving* of *of* serve."""
+    def replace_processes(self, sender: OtherSupervisor, serving: int, of: int) -> None:
+        """Make old processes drain, in proportion to the new ones: *serving* of *of* serve.
+
+        If the upgrade has failed, this was sent before that: the old processes go on.
+        """
+        if self._failed or sender is not self._new:
+            return
         for keeper in self._keepers[: len(self._keepers) * serving // of]:
             keeper.stop_accepting()
         self.announce_free_slots()
@@ -209,6 +216,7 @@ class Upgrades:
 
     async def resume(self) -> None:
         """Make all processes accept clients again, after the upgrade has failed."""
+        self._failed = True
         await asyncio.gather(*(keeper.resume() for keeper in self._keepers))
         self.announce_free_slots()
 
