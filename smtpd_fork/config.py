@@ -244,13 +244,15 @@ class Config(TlsConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
         :raises SettingError: two settings contradict each other
         """
         if not _HOSTNAME.fullmatch(self.hostname):
-            reason = "a host's name has no spaces, is ASCII, and at most 255 characters long"
+            reason = "a host name is ASCII without spaces, and at most 255 characters long"
             raise SettingError("hostname", self.hostname, reason)
         if self.reserve >= self.limit_connections:
             reason = f"must be less than limit_connections, which is {self.limit_connections}"
             raise SettingError("reserve", self.reserve, reason)
         if self.reserve and not self.exempt:
-            raise SettingError("reserve", self.reserve, "needs --exempt: else no client may use it")
+            raise SettingError(
+                "reserve", self.reserve, "needs --exempt: otherwise no client can use the slots"
+            )
         if self.greet_pause_deny and not self.greet_pause:
             raise MissingSettingError("greet_pause_deny", self.greet_pause_deny, "greet_pause")
         self.check_tls()

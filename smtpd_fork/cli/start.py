@@ -274,7 +274,7 @@ def _warnings(config: DaemonConfig, descriptors: int) -> Iterator[str]:
             f"{descriptors} (RLIMIT_NOFILE)"
         )
     if config.detach and threading.active_count() > 1:
-        yield "a handler began threads when it was loaded; they do not survive --detach"
+        yield "a handler started threads when it was loaded; they end with --detach"
 
 
 def likely_mistakes(config: DaemonConfig, chain: Chain) -> Iterator[str]:

@@ -117,7 +117,7 @@ def check_tag(tag: object) -> None:
     :raises ValueError: it is not
     """
     if not isinstance(tag, str) or _TAG.fullmatch(tag) is None:
-        raise ValueError(f"a tag has 1 to 64 letters, digits and _.:/-, unlike {tag!r:.100}")
+        raise ValueError(f"a tag has 1 to 64 letters, digits and _.:/-, not {tag!r:.100}")
 
 
 def marks_of(*marked: Any) -> Marks:

@@ -103,7 +103,7 @@ def answer_of(hook: str, status: Any) -> Any:
             return reply
     except ValueError:
         pass
-    raise TypeError(f"the hook {hook} has to return a reply such as '250 OK', not {status!r:.200}")
+    raise TypeError(f"the hook {hook} must return a reply such as '250 OK', not {status!r:.200}")
 
 
 def replies_of(text: str) -> list[Reply]:
@@ -116,7 +116,7 @@ def replies_of(text: str) -> list[Reply]:
     for line in _LINE_END.split(text.rstrip("\r\n")):
         coded = _CODED.fullmatch(line)
         if coded is None and not replies:
-            raise ValueError(f"no reply: {line!r:.200}")
+            raise ValueError(f"not a reply: {line!r:.200}")
         if coded is not None and over:
             replies.append([])
         if coded is not None:
@@ -162,7 +162,7 @@ def ends(reply: bytes) -> bool:
 def _put_together(lines: Sequence[str]) -> str:
     first = _CODED.fullmatch(lines[0])
     if first is None:
-        raise ValueError(f"no reply: {lines[0]!r:.200}")
+        raise ValueError(f"not a reply: {lines[0]!r:.200}")
     code = first[1]
     enhanced = _ENHANCED.match(first[3] or "")
     texts: list[str] = []

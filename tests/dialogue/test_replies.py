@@ -56,7 +56,7 @@ def test_a_text_with_a_clear_meaning_becomes_a_reply(text: Any, reply: str) -> N
 def test_a_text_without_a_code_or_with_several_is_not_a_reply(text: str) -> None:
     with pytest.raises(ValueError, match="reply"):
         Reply(text)
-    with pytest.raises(TypeError, match="X has to return a reply"):
+    with pytest.raises(TypeError, match="X must return a reply"):
         answer_of("X", text)
 
 
@@ -86,7 +86,7 @@ def test_the_size_of_a_reply_is_limited(text: str) -> None:
 
 @pytest.mark.parametrize("code", ["334", "354"])
 def test_a_hook_cannot_return_a_3yz_reply(code: str) -> None:
-    with pytest.raises(TypeError, match="X has to return a reply"):
+    with pytest.raises(TypeError, match="X must return a reply"):
         answer_of("X", f"{code} go on")
 
 

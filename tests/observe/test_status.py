@@ -203,8 +203,8 @@ def test_without_the_option_no_http_library_is_loaded(tmp_path: Path) -> None:
     [
         ("127.0.0.1", os.EX_USAGE, "write HOST:PORT"),
         ("127.0.0.1:x", os.EX_USAGE, "not a port"),
-        ("smtps:127.0.0.1:1", os.EX_USAGE, "only HTTP is served there"),
-        ("smtp:127.0.0.1:1", os.EX_USAGE, "only HTTP is served there"),
+        ("smtps:127.0.0.1:1", os.EX_USAGE, "this address serves HTTP only"),
+        ("smtp:127.0.0.1:1", os.EX_USAGE, "this address serves HTTP only"),
         ("unix:", os.EX_USAGE, "unix: needs a path"),
         ("no-such.invalid:1", os.EX_CONFIG, "cannot listen on"),
         ("unix:none/socket", os.EX_CANTCREAT, "directory does not exist"),

@@ -282,7 +282,7 @@ class Flavoured(SMTP):
         ({"session_class": Discard()}, "is not a subclass of smtpd_fork.SMTP"),
         ({"session_class": Pushes}, "Pushes overrides push, which is never called here: replies"),
         ({"session_class": Handles}, "Handles overrides _handle_client"),
-        ({"session_class": Narrow}, r"has to take \*\*kwargs"),
+        ({"session_class": Narrow}, r"has to accept \*\*kwargs"),
         ({"session_options": {"authenticater": 1}}, "did you mean authenticator?"),
         ({"session_options": {"xyzzy": 1}}, "SMTP has no keyword xyzzy$"),
         ({"session_options": {"ident": "ESMTP\r\n250 x"}}, "ident .* has control characters"),

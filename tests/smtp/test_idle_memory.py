@@ -140,7 +140,7 @@ def test_memory_above_the_limit_is_refused_and_released_memory_is_available() ->
 @pytest.fixture
 def idle_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Let sessions be idle after *seconds*; until then none is."""
-    monkeypatch.setattr(budget_module, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(budget_module, "CHECK_SECONDS", 0.02)
 
     def seconds(value: float) -> None:
         monkeypatch.setattr(budget_module, "IDLE_SECONDS", value)

@@ -135,7 +135,7 @@ def test_at_default_settings_one_client_holds_what_the_security_page_says(
     scheme: str, tmp_path: Path, certificates: Certificates
 ) -> None:
     page = read("docs/security.md")
-    told = re.search(r"one client, with its (\d+) sessions \| (\d+) MiB; under TLS (\d+) MiB", page)
+    told = re.search(r"one client, with its (\d+) sessions \| (\d+) MiB; with TLS (\d+) MiB", page)
     assert told is not None
     count, most = int(told[1]), int(told[3 if scheme == "smtps" else 2]) << 20
     sockets: list[socket.socket] = []
