@@ -92,7 +92,7 @@ class StartupResources:
         """The position under a supervisor; None without a supervisor."""
         return self._handed.supervised
 
-    # -- acquired --------------------------------------------------------------------------------
+    # -- acquired at the start -------------------------------------------------------------------
 
     @property
     def _handed(self) -> Handover:
@@ -205,7 +205,7 @@ class StartupResources:
             [*removals, self.pid_file.remove], keep=self.pid_file.descriptor
         )
 
-    # -- handed over -----------------------------------------------------------------------------
+    # -- handed over in an upgrade ---------------------------------------------------------------
 
     def handover(
         self,

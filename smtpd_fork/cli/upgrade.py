@@ -194,7 +194,7 @@ class Upgrade:
         finally:
             os.close(stderr)
 
-    # -- the line ------------------------------------------------------------------------------
+    # -- the connection to the new process -----------------------------------------------------
 
     async def _until_ready(self, line: socket.socket, process: subprocess.Popen[bytes]) -> None:
         """Wait until the new process is ready; a new supervisor has more time after each step.

@@ -101,7 +101,7 @@ def extensions(shared: Shared, *, tls: bool) -> list[str]:
     return [f"250-{shared.hostname}", *(f"250-{name}" for name, has in offered.items() if has)]
 
 
-# -- the rest ----------------------------------------------------------------------------------
+# -- RSET, VRFY, HELP, STARTTLS, QUIT ----------------------------------------------------------
 
 
 def no_argument(command: str, dialogue: Dialogue, argument: str | None) -> tuple[()] | bytes:

@@ -212,7 +212,7 @@ class Delivery:
         """Log the summaries of lines."""
         self._reporter.close()
 
-    # -- memory --------------------------------------------------------------------------------
+    # -- parts that were delivered before ------------------------------------------------------
 
     async def _remember(self, mail: Mail, parts: Sequence[_Part], again: set[str]) -> None:
         """Remember the sinks that have a message which the client will send again.

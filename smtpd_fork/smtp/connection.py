@@ -165,7 +165,7 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
         size: int = self.transport.get_write_buffer_size()
         return size
 
-    # -- life ------------------------------------------------------------------------------------
+    # -- begin and end ---------------------------------------------------------------------------
 
     @property
     def protocol(self) -> asyncio.Protocol:

@@ -1,6 +1,6 @@
-"""Bad input: a start that fails says in one line what and where from, and leaves nothing.
+"""Bad input: a failed start prints one line with the error and its origin, and leaves no files.
 
-``check`` says the same line, and ends with the same status.
+``check`` prints the same line, and ends with the same status.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ def test_any_value_is_accepted_or_a_setting_error(written: dict[str, Any]) -> No
         assert all(0 <= port <= 65535 for port in config.port)
 
 
-# -- what happens when it is full --------------------------------------------------------------
+# -- when_full ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_an_unknown_variable_is_a_warning(tmp_path: Path) -> None:
         assert "unknown variable SMTPD_FORK_LIMIT_CONECTIONS ignored; did you mean " in daemon.log
 
 
-# -- who is to blame ---------------------------------------------------------------------------
+# -- the origin of errors ----------------------------------------------------------------------
 
 BAD_WORDS = {
     "port": "65536",

@@ -84,7 +84,7 @@ def test_a_line_near_the_limit_is_the_same_however_it_is_split(
     assert events(data, list(range(length - 3, len(data))), Limits(bare=bare)) == whole
 
 
-# -- against the naive way ---------------------------------------------------------------------
+# -- compared with a simple implementation -----------------------------------------------------
 
 
 class Naive(NamedTuple):

@@ -126,7 +126,7 @@ class Counted(bytes):
 def work(packets: list[bytes], bare: BareNewline, *, at_once: bool) -> int:
     """Return how many bytes are searched and copied for *packets*.
 
-    :param at_once: whether all come before the first event is asked for
+    :param at_once: whether all packets are added before the first event is requested
     """
     framer = Framer(bare)
     Counted.work = 0

@@ -107,9 +107,9 @@ class Waiting(AtOnce):
 
 
 async def talk(handler: Any, packets: Sequence[bytes], *, fast: bool = True) -> Result:
-    """Return what a dialogue comes to.
+    """Return the result of a dialogue.
 
-    :param fast: False: the long way is taken, always
+    :param fast: False: only the slow path is used
     """
     session = SMTP(
         handler,

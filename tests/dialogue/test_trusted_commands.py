@@ -55,7 +55,7 @@ class Sessions(Keep):
         return "250 2.0.0 Ok"
 
 
-# -- who may -----------------------------------------------------------------------------------
+# -- permission --------------------------------------------------------------------------------
 
 
 def test_a_trusted_host_is_offered_both_commands_and_no_other_is() -> None:
@@ -91,7 +91,7 @@ def test_help_lists_them_for_trusted_hosts() -> None:
     assert "XCLIENT" not in Host(shared, trusted=False).say("EHLO x", "HELP")
 
 
-# -- when --------------------------------------------------------------------------------------
+# -- sequence ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("before", [[], ["HELO x"], ["EHLO x"], ["EHLO x", MAIL, "RSET"]])
@@ -191,7 +191,7 @@ def test_xforward_applies_to_one_message() -> None:
     assert handler.got[0][0] == ("192.0.2.1", 25) or not handler.got[0][0]
 
 
-# -- what they say -----------------------------------------------------------------------------
+# -- attributes --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_xtext_is_one_word_and_can_be_decoded(text: str) -> None:
     try:
         word = to_xtext(text)
     except UnicodeEncodeError:
-        return  # half of a surrogate pair is no text
+        return  # half of a surrogate pair cannot be encoded
     assert word.isascii()
     assert not set(word) & set(" \t\r\n=")
     assert from_xtext(word) == text

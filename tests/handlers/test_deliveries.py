@@ -1,7 +1,7 @@
-"""A delivery into the Maildir, when the disk fails or hangs, or somebody gives up.
+"""Deliveries to a Maildir when the disk fails or hangs, or a delivery is cancelled.
 
-After 250 the message is in new/ exactly once. After anything else it is not there, and nothing is
-left but perhaps a file in tmp/, which is removed when it is old.
+After 250, the message is in new/ exactly once. After any other reply it is not there, and at most a
+file in tmp/ remains, which is removed when it is old.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ async def test_a_stop_that_cuts_a_delivery_leaves_nothing_of_it(
     assert left(maildir) == []
 
 
-# -- who is first ------------------------------------------------------------------------------
+# -- races of delivery and cancellation --------------------------------------------------------
 
 
 def handed_in(maildir: Maildir) -> asyncio.Task[str]:

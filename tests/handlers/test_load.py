@@ -49,7 +49,7 @@ class Handler:
 """
 
 
-# -- the built-in ones -------------------------------------------------------------------------
+# -- built-in handlers -------------------------------------------------------------------------
 
 
 def test_discard_and_debug_are_known_by_name() -> None:
@@ -188,7 +188,7 @@ def test_an_error_of_from_cli_is_a_handler_error(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr() == ("", "")
 
 
-# -- faults ------------------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------
 
 FAULTS = {
     "a module that it imports does not exist": ("import no_such_module", "x", "no_such_module"),

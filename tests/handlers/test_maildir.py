@@ -108,7 +108,7 @@ def blockbuster() -> BlockBuster:
     return BlockBuster()
 
 
-# -- when the disk says no ---------------------------------------------------------------------
+# -- errors of the disk ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_the_error_names_a_maildir_that_cannot_be_created(tmp_path: Path) -> Non
         Maildir(tmp_path / "file" / "M").prepare()
 
 
-# -- what the message holds --------------------------------------------------------------------
+# -- contents of messages ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

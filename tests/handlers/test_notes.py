@@ -58,7 +58,7 @@ def said(words: str) -> str:
     return f"Subject: hello\r\n\r\n{words}\r\n"
 
 
-# -- what is noted -----------------------------------------------------------------------------
+# -- notes, scores and tags --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ENVELOPES)
@@ -133,7 +133,7 @@ async def test_notes_of_a_message_end_with_its_transaction_and_those_of_a_client
     assert found == [(number, 1, 1.0) for number in range(1, 6)]
 
 
-# -- who is asked then -------------------------------------------------------------------------
+# -- conditions --------------------------------------------------------------------------------
 
 
 async def test_a_sink_takes_the_messages_with_a_tag_and_the_next_one_takes_the_others() -> None:

@@ -128,7 +128,7 @@ def test_the_header_keeps_its_structure_whatever_a_client_sends(
     name: str, sender: str, to: str, host: str, utf8: bool
 ) -> None:
     sender, to = f"{sender}@example.org", f"{to}@example.com"
-    for address in (sender, to):  # what the session takes
+    for address in (sender, to):  # the addresses that a session accepts
         assume(parse_path(f"<{address}>") == (address, ""))
         assume(utf8 or address.isascii())
     session = a_session(host_name=name, peer=(host, 25))

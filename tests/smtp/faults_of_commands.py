@@ -12,7 +12,7 @@ from support.stock import BEGIN, Bench, Fault, Keep, codes
 
 
 async def what_is_no_path_and_is_answered(bench: Bench) -> list[int]:
-    # "<" alone is 500 as well, before Python 3.13 has mended its parser
+    # "<" alone is 500 as well, as Python fixed its parser in 3.13
     paths = ('"', "<a@example.com", "<a..b@example.com>")
     answers = []
     for path in paths:
@@ -53,7 +53,7 @@ async def what_8_bit_addresses_without_smtputf8_are_answered(bench: Bench) -> in
 
 
 async def what_bytes_that_are_no_utf8_are_answered(bench: Bench) -> str:
-    """By a handler that repeats them."""
+    """With a handler that repeats them."""
 
     class Echo(Keep):
         async def handle_MAIL(self, *args: Any) -> str:
@@ -84,7 +84,7 @@ def check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -
 
 
 async def how_often_a_client_may_fail_to_authenticate(bench: Bench) -> int:
-    """Of ten times."""
+    """The results of ten attempts."""
     wrong = b64encode(b"\0user\0wrong").decode()
     async with bench.client(authenticator=check) as client:
         await client.greet()
@@ -122,7 +122,7 @@ async def is_auth_offered_with_nothing_to_check_it(bench: Bench) -> bool:
 
 
 async def what_auth_is_answered_under_implicit_tls(bench: Bench) -> tuple[bool, int]:
-    """Whether it is offered, and what it is answered."""
+    """The offer of the extension, and the reply to its use."""
     async with bench.client(tls=True, authenticator=check, auth_require_tls=True) as client:
         offered = any(line.startswith("AUTH") for line in (await client.greet()).lines)
         return offered, (await client.say(f"AUTH PLAIN {PLAIN}")).code
@@ -146,7 +146,7 @@ async def what_bdat_with_a_binary_message_is_answered(bench: Bench) -> int:
 
 
 async def what_envid_is_to_a_handler(bench: Bench) -> Any:
-    """And MAIL's AUTH."""
+    """The extension, and AUTH of MAIL."""
     handler = Keep()
     async with bench.client(handler) as client:
         await client.greet()
@@ -155,13 +155,13 @@ async def what_envid_is_to_a_handler(bench: Bench) -> Any:
 
 
 async def what_a_parameter_with_a_hyphen_is_answered(bench: Bench) -> int:
-    """555 is for one that is not known, 501 for what is none."""
+    """555 is the reply to an unknown parameter, 501 to a malformed one."""
     async with bench.client() as client:
         await client.greet()
         return (await client.say("MAIL FROM:<a@example.com> X-TO=1")).code
 
 
-# -- both --------------------------------------------------------------------------------------
+# -- all bugs ----------------------------------------------------------------------------------
 
 FAULTS = [
     Fault(what_is_no_path_and_is_answered, stock=[500, 250, 250], ours=[553] * 3),

@@ -95,7 +95,7 @@ async def does_a_handshake_end_with_much_pipelined_behind_starttls(bench: Bench)
         return True
 
 
-# -- 7: sessions and one another ---------------------------------------------------------------
+# -- 7: effects on other sessions --------------------------------------------------------------
 
 
 async def does_another_connection_take_away_what_ehlo_gave(bench: Bench) -> list[int]:
@@ -109,7 +109,7 @@ async def does_another_connection_take_away_what_ehlo_gave(bench: Bench) -> list
             return [answers[0], *await codes(client, mail)]
 
 
-# -- 8, 20: handlers that fail, or have had enough ---------------------------------------------
+# -- 8, 20: handlers that fail or time out -----------------------------------------------------
 
 
 class FailsRcpt(Keep):
@@ -188,7 +188,7 @@ async def what_becomes_of_a_message_when_its_client_half_closes(bench: Bench) ->
     return " ".join(fate)
 
 
-# -- both --------------------------------------------------------------------------------------
+# -- all bugs ----------------------------------------------------------------------------------
 
 FAULTS = [
     Fault(is_a_message_past_the_limit_kept, stock=True, ours=False),

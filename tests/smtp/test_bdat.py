@@ -46,7 +46,7 @@ async def test_a_message_comes_in_chunks() -> None:
         (AiosmtpdProxy("127.0.0.1", 25), False),
         ([Collect(), Discard()], True),
         ([Plain(), Discard()], False),  # it may take a message
-        ([Discard(), Plain()], True),  # it sees none
+        ([Discard(), Plain()], True),  # it gets no messages
     ],
 )
 async def test_binarymime_is_offered_where_every_octet_is_kept(

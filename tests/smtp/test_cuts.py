@@ -1,5 +1,8 @@
-"""The same bytes give the same result however they are cut: at every byte, in every mode, by DATA,
-by BDAT and in LMTP, around AUTH, PROXY and TLS; without a socket, and over the wire."""
+"""The same bytes give the same result however they are split.
+
+They are cut at every byte, in every mode, with DATA, BDAT and LMTP, around AUTH, PROXY and TLS;
+without a socket, and over the wire.
+"""
 
 from __future__ import annotations
 
@@ -91,11 +94,11 @@ def differing(
     after: bytes = b"QUIT\r\n",
     **options: Any,
 ) -> list[tuple[list[bytes], Result]]:
-    """Return the packets of a stream whose result is another than that of all in one packet.
+    """Return the packets of a stream whose result differs from that of the whole in one packet.
 
-    :param stream: is cut
-    :param start: where to begin to cut
-    :param after: ends the session, in the last packet of the stream or in one of its own
+    :param stream: the stream to cut
+    :param start: the first offset of a cut
+    :param after: ends the session, in the last packet of the stream or in a separate one
     """
 
     async def results() -> list[tuple[list[bytes], Result]]:

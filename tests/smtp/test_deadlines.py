@@ -23,12 +23,12 @@ HANDSHAKE = b"\x16\x03\x01\x3f\xff\x01\x00\x3f\xfb"
 
 
 class Drip(NamedTuple):
-    """A state in which a client stays for as long as it sends something.
+    """A state in which a client stays as long as it sends data.
 
-    :ivar settings: with short times for this state, and for no other
-    :ivar steps: commands that lead there; the reply to each is awaited
-    :ivar first: what begins it
-    :ivar drop: what is sent again and again
+    :ivar settings: short times for this state, and no other
+    :ivar steps: commands that lead to the state; the reply to each is awaited
+    :ivar first: the data that begins the state
+    :ivar drop: the data that is sent repeatedly
     """
 
     settings: dict[str, Any]

@@ -172,7 +172,7 @@ class Recipients:
         ([Passes(), Carries()], False),  # it may take a message one day
         ([PassesWithDsn(), Carries()], True),
         ([PassesWithDsn(), Discard()], False),
-        ([Carries(), Discard()], True),  # which sees no message
+        ([Carries(), Discard()], True),  # which gets no message
         ([Discard(), Carries()], False),
         ([AiosmtpdSink()], False),
     ],

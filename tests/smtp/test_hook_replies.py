@@ -114,7 +114,7 @@ def test_each_command_has_one_reply_whatever_hooks_return_or_raise(
     if result.closed:  # by a 421
         assert last.startswith(b"421")
         return
-    # The greeting, DATA's two, HELP; in LMTP those that RCPT was answered 2yz count.
+    # The greeting, two for DATA, HELP; in LMTP one for each accepted RCPT.
     if not lmtp:
         assert count == len(commands) + 4
     assert b"Supported commands" in last
@@ -198,7 +198,7 @@ async def test_the_message_of_an_authenticator_is_one_reply_that_matches_its_res
     async with greeted(Discard(), session_options=options) as client:
         assert (await client.say("AUTH PLAIN AGEAYg==")).code == code
         again = (await client.say("AUTH PLAIN AGEAYg==")).code
-        assert again == (503 if code == 235 else code)  # authenticated only if it was told so
+        assert again == (503 if code == 235 else code)  # authenticated only if the reply says so
         client.send("NOOP\r\n")
         assert_well_formed(await everything(client), 1)
 

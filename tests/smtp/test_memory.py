@@ -1,8 +1,8 @@
-"""Memory: what is held for clients is charged, given back, and bounded.
+"""Memory for clients is charged, released, and limited.
 
-The law: what is held for all clients is at most ``--max-buffered`` and a fixed allowance for each
-session; for one client its share (``--max-buffered-from-ip``) and the allowances. When a
-transaction ends, however it ends, nothing is charged for it any more.
+All clients together use at most ``--max-buffered`` and a fixed allowance for each session; one
+client uses at most its share (``--max-buffered-from-ip``) and the allowances. After the end of a
+transaction, however it ends, nothing is charged for it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ EACH = {"smtp": 192 * 1024, "smtps": 448 * 1024}
 OpenSSL, which is not measured here."""
 
 
-# -- what is held, measured -----------------------------------------------------------------------
+# -- measured memory ------------------------------------------------------------------------------
 
 SESSIONS = 6
 LIMIT = 2 << 20
@@ -125,7 +125,7 @@ def steady(pid: int) -> list[int]:
     """Return the memory of a process once it no longer changes."""
     seen = [resident(pid)]
     while len(seen) < 10 or len(set(seen[-10:])) > 1:
-        time.sleep(0.1)  # what was sent is read
+        time.sleep(0.1)  # the input is read meanwhile
         seen.append(resident(pid))
     return seen
 

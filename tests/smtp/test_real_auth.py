@@ -20,7 +20,7 @@ PASSWORD = b"open sesame"
 
 
 async def check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
-    await asyncio.sleep(0)  # as one that asks a database
+    await asyncio.sleep(0)  # as an authenticator that queries a database
     ok = (data.login, data.password) == (b"ali", PASSWORD)
     return AuthResult(success=ok, handled=False, auth_data=data)
 

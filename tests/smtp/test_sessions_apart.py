@@ -186,7 +186,7 @@ async def test_a_hook_without_an_await_needs_no_task_and_may_fail(
             raise ValueError("secret")
 
         async def handle_NOOP(self, *_: Any) -> str:
-            raise asyncio.CancelledError  # it is nobody's to cancel
+            raise asyncio.CancelledError  # no other code cancels it
 
     async with greeted(Fails()) as client:
         assert (await client.say("NOOP")).code == 451

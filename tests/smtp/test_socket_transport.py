@@ -76,7 +76,9 @@ async def test_close_sends_buffered_data_and_stops_receiving(poll: SocketPoll) -
         assert await receive(theirs, FOUR_MIB) == bytes(FOUR_MIB)
         await until(lambda: LOST in told.events)
         assert told.data == b""
-        with pytest.raises(ConnectionResetError):  # what was sent is unread; nothing came behind
+        with pytest.raises(
+            ConnectionResetError
+        ):  # the data is unread; nothing was received after it
             theirs.recv(1)
 
 
@@ -87,7 +89,7 @@ async def test_abort_drops_unsent_data(poll: SocketPoll) -> None:
         transport.close()
         transport.abort()
         transport.abort()
-        assert LOST not in told.events  # it is told, but not within a call
+        assert LOST not in told.events  # it is reported, but not during a call
         await until(lambda: LOST in told.events)
         assert len(await receive(theirs, FOUR_MIB)) < FOUR_MIB
         assert told.events.count(LOST) == 1

@@ -108,7 +108,7 @@ async def test_smtp_data_of_super_returns_after_the_reply_to_the_message(
         assert (await client.deliver()).code == 250
         assert data.events == ["before ['b@example.com']", "after 1"]
         await client.say(MAIL, RCPT, "DATA")
-        for octet in "a\r\n..b\r\n.\r\n":  # each in a packet of its own
+        for octet in "a\r\n..b\r\n.\r\n":  # each in a separate packet
             client.send(octet)
             await asyncio.sleep(0)
         assert (await client.reply()).code == 250
@@ -289,7 +289,7 @@ async def test_a_connection_made_that_raises_holds_no_slot() -> None:
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             raise ValueError("a subclass's")
 
-    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # it is told, by design
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # it is logged, by design
     async with serve(Collect(), session_class=Fails) as server:
         async with await Client.to(server.addresses[0]) as client:
             assert await client.ended()
