@@ -229,9 +229,9 @@ class Config(TlsConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
             config = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
             raise setting_error(cls, str(error), settings) from None
-        if isinstance(most := given.get("max_from_ip"), LocalCount):
+        if isinstance(limit := given.get("max_from_ip"), LocalCount):
             # msgspec has converted it to a plain int.
-            config = msgspec.structs.replace(config, max_from_ip=most)
+            config = msgspec.structs.replace(config, max_from_ip=limit)
         config.check()
         if "hostname" in given and _is_address(config.hostname):
             reason = "expected the name of this host; the address to listen on belongs in listen"

@@ -116,14 +116,14 @@ class HandlerError(ConfigError):
 class MissingLibraryError(ConfigError):
     """A setting needs libraries that are not installed (78).
 
-    :param what: the setting or value that needs them
+    :param feature: the setting or value that needs them
     :param extra: the extra of this package that installs them
     :ivar needed: the libraries, and the command that installs them
     """
 
-    def __init__(self, what: str, libraries: Sequence[str], extra: str) -> None:
+    def __init__(self, feature: str, libraries: Sequence[str], extra: str) -> None:
         self.needed = f"{' and '.join(libraries)}: pip install 'smtpd-fork[{extra}]'"
-        super().__init__(f"{what} needs {self.needed}")
+        super().__init__(f"{feature} needs {self.needed}")
 
 
 class UnknownUserError(SmtpdForkError, status=ExitStatus.NO_USER):

@@ -146,8 +146,8 @@ Mode: TypeAlias = Annotated[int, Meta(ge=0, le=0o777, extra={"reader": parse_mod
 
 def first_local(settings: Any) -> tuple[str, str] | None:
     """Return name and value of the first limit of *settings* with ``local:``; None without any."""
-    if isinstance(most := settings.max_from_ip, LocalCount):
-        return "max_from_ip", str(most)
+    if isinstance(limit := settings.max_from_ip, LocalCount):
+        return "max_from_ip", str(limit)
     for name in ("max_from_net", "rate", "rate_net"):
         for value in getattr(settings, name):
             if without_local(value)[1]:

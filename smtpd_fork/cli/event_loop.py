@@ -76,5 +76,5 @@ def log_unraisable(unraisable: UnraisableHookArgs, /) -> None:
     if isinstance(error, UnicodeDecodeError) and isinstance(unraisable.object, bytes):
         log.debug("the server name (SNI) of a TLS client is not ASCII")
         return
-    what = unraisable.err_msg or "Exception ignored in"
-    log.error("%s %r", what, unraisable.object, exc_info=error)
+    message = unraisable.err_msg or "Exception ignored in"
+    log.error("%s %r", message, unraisable.object, exc_info=error)

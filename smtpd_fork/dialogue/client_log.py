@@ -57,7 +57,7 @@ def log_debug(dialogue: Dialogue, text: str) -> None:
 def report(
     dialogue: Dialogue,
     level: int,
-    what: str,
+    event: str,
     reason: str = "",
     *,
     kind: str = "",
@@ -69,14 +69,14 @@ def report(
     the others are summarized every few seconds in a line with a count.
 
     :param level: the level of :mod:`logging`
-    :param what: the event; equal events are summarized in one line
+    :param event: the event; equal events are summarized in one line
     :param reason: the reason, with any characters
-    :param kind: events with the same *what*, but another *kind*, are summarized separately
+    :param kind: events with same *event*, but another *kind*, are summarized separately
     :param error: an exception whose traceback is added to the line
     """
     if log.isEnabledFor(level):
         peer = peer_of(dialogue)
-        line = ClientLine.of(log, level, peer, what, reason, kind=kind, session=dialogue.id)
+        line = ClientLine.of(log, level, peer, event, reason, kind=kind, session=dialogue.id)
         dialogue.shared.reporter.note(line, error=error)
 
 
@@ -85,11 +85,11 @@ def summary(error: BaseException) -> str:
     return printable(f"{type(error).__name__}: {error}".removesuffix(": "), LONGEST_SUMMARY)
 
 
-def report_failure(dialogue: Dialogue, what: str, error: BaseException) -> None:
+def report_failure(dialogue: Dialogue, event: str, error: BaseException) -> None:
     """Log an exception of a handler; those of different lines of code are summarized separately."""
-    place, traceback = "", error.__traceback__
+    location, traceback = "", error.__traceback__
     while traceback is not None:
-        place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+        location = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
-    kind = f"{type(error).__name__} {place}"
-    report(dialogue, logging.ERROR, what, summary(error), kind=kind, error=error)
+    kind = f"{type(error).__name__} {location}"
+    report(dialogue, logging.ERROR, event, summary(error), kind=kind, error=error)

@@ -151,7 +151,7 @@ def _deliver(dialogue: Dialogue, content: Content) -> Result:
         _note_fault(dialogue, fault)
         return _refuse_message(dialogue, dialogue.encode(replies.OF_FAULT[fault]))
     shared, envelope, original = dialogue.shared, dialogue.envelope, content.take()
-    if (most := shared.limits.hops) and hop_count(original, most) > most:
+    if (limit := shared.limits.hops) and hop_count(original, limit) > limit:
         shared.tally.looping += 1
         return _refuse_message(dialogue, dialogue.encode(replies.MAIL_LOOP))
     envelope.original_content = envelope.content = original

@@ -54,11 +54,11 @@ def auth_names(cls: type, handler: Any, *, has_authenticator: bool) -> dict[str,
     Without an authenticator, the built-in mechanisms cannot check credentials and are left out.
     """
     names: dict[str, tuple[str, bool]] = {}
-    for thing, own in ((cls, True), (handler, False)):
-        for attribute in dir(thing):
+    for owner, own in ((cls, True), (handler, False)):
+        for attribute in dir(owner):
             if not attribute.startswith("auth_"):
                 continue
-            method = getattr(thing, attribute)
+            method = getattr(owner, attribute)
             if not callable(method):
                 continue
             builtin = own and attribute in {"auth_PLAIN", "auth_LOGIN"}

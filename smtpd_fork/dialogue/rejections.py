@@ -231,9 +231,9 @@ def _shown(text: str | None) -> str | None:
 
 def line_of(dialogue: Dialogue, rejection: Rejection) -> ClientLine:
     """Return the log line; those of the same client, command and reason are summarized."""
-    what = f"rejected {rejection.command}"
+    event = f"rejected {rejection.command}"
     return ClientLine(
-        ClientLine.key_of(peer_of(dialogue), what, rejection.reason),
+        ClientLine.key_of(peer_of(dialogue), event, rejection.reason),
         str(rejection),
         log,
         logging.INFO,

@@ -142,13 +142,13 @@ def vrfy(dialogue: Dialogue, argument: str | None) -> Result:
     dialogue.count_noop()
     if not argument:
         return dialogue.encode(replies.syntax("VRFY <address>"))
-    who = _SMTPUTF8.sub("", argument)
-    parsed = parse_path(who)
+    user = _SMTPUTF8.sub("", argument)
+    parsed = parse_path(user)
     if parsed is not None and not parsed[1]:
-        who = parsed[0]
-    elif not _USER.fullmatch(who):
+        user = parsed[0]
+    elif not _USER.fullmatch(user):
         return dialogue.encode((502, "5.1.3", f"Could not VRFY {echo(argument)}"))
-    return _unless_asked(dialogue, "VRFY", replies.CANNOT_VRFY, who)
+    return _unless_asked(dialogue, "VRFY", replies.CANNOT_VRFY, user)
 
 
 def not_implemented(dialogue: Dialogue, _: str | None) -> Result:

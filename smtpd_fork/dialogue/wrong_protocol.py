@@ -42,7 +42,7 @@ def warn_of_wrong_protocol(dialogue: Dialogue, data: bytes) -> None:
     """Log a warning if the first packet of a session belongs to another protocol."""
     if dialogue.state != State.HELLO or dialogue.events or dialogue.tls:
         return
-    for start, (what, advice) in WRONG_PROTOCOLS.items():
+    for start, (event, advice) in WRONG_PROTOCOLS.items():
         if data[:_LONGEST].startswith(start):
-            dialogue.report(logging.WARNING, what, advice)
+            dialogue.report(logging.WARNING, event, advice)
             return

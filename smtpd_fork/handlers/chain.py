@@ -97,11 +97,11 @@ class Chain:
             getattr(handler, "offers_auth_without_tls", False) for handler in self.handlers
         )
         """Whether a handler offers AUTH also on connections without TLS."""
-        takers = [handler for handler in self._reachable if _receives_messages(handler)]
+        receivers = [handler for handler in self._reachable if _receives_messages(handler)]
         others = [route.handler for route in sinks if route.copy or route.quarantine]
-        self.supports_dsn = _all_have("supports_dsn", [h for h in takers if h not in others])
+        self.supports_dsn = _all_have("supports_dsn", [h for h in receivers if h not in others])
         """Whether all handlers that may accept a message support DSN."""
-        self.supports_binarymime = _all_have("supports_binarymime", takers)
+        self.supports_binarymime = _all_have("supports_binarymime", receivers)
         """Whether all handlers that may accept a message preserve binary content."""
 
     @classmethod

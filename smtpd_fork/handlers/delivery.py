@@ -78,7 +78,7 @@ class Delivery:
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self.routes = tuple(routes)
-        self._takers = [each for each in routes if not (each.copy or each.quarantine)]
+        self._regular = [each for each in routes if not (each.copy or each.quarantine)]
         self._memory = DeliveredParts()
         self._reporter = client_reporter()
         self._counts: Callable[[str], AnswerCounts] | None = None
@@ -95,7 +95,7 @@ class Delivery:
         """Reject a recipient without a sink; otherwise call the hook of its sink."""
         sender, marks = envelope.mail_from or "", marks_of(session, envelope)
         otherwise: Any = NO_SINK
-        for route in self._takers:
+        for route in self._regular:
             if not route.takes(address):
                 continue
             if route.when is not None and not route.when.suits(session, sender):
@@ -143,11 +143,11 @@ class Delivery:
         parts: dict[Route, _Part] = {}
         for index, recipient in enumerate(mail.recipients):
             found = [each for each in routes if each.takes(recipient.address)]
-            taker = next((each for each in found if not each.copy), None)
-            if taker is None:
+            regular = next((each for each in found if not each.copy), None)
+            if regular is None:
                 continue  # a copy alone does not count as a delivery
             for route in found:
-                if route.copy or route is taker:
+                if route.copy or route is regular:
                     parts.setdefault(route, _Part(route, [])).indices.append(index)
         for part in parts.values():
             part.recipients = [mail.recipients[index] for index in part.indices]
@@ -193,14 +193,14 @@ class Delivery:
         if not part.required and not part.delivered:
             self._report(mail, route.name, ": the copy was not stored", _first_refusal(part))
 
-    def _report(self, mail: Mail, sink: str, what: str, reason: str | Exception = "") -> None:
+    def _report(self, mail: Mail, sink: str, event: str, reason: str | Exception = "") -> None:
         """Log a problem of a sink; many such lines of a client are summarized."""
         error = reason if isinstance(reason, Exception) else None
         line = ClientLine.of(
             log,
             logging.WARNING if error is None else logging.ERROR,
             mail.client.peer,
-            f"sink {sink}{what}",
+            f"sink {sink}{event}",
             str(reason) if error is None else summary(error),
             session=mail.id.rpartition("-")[0],
             queue_id=mail.id,

@@ -61,23 +61,23 @@ def message_hook(hooks: Sequence[Hook], *, withhold: bool) -> Hook:
     asked = [(each, is_of_filter(each), provisional_filter(each)) for each in hooks]
 
     async def handle_DATA(server: Any, session: Any, envelope: Any) -> Any:
-        said = None
+        pending = None
         for each, is_filter, provisional in asked:
-            if said is not None and not is_filter:
-                if said.if_permitted:
-                    return said.if_permitted  # before a handler delivers the message
-                said = None  # a later rejection is not that of a filter
+            if pending is not None and not is_filter:
+                if pending.if_permitted:
+                    return pending.if_permitted  # before a handler delivers the message
+                pending = None  # a later rejection is not that of a filter
             content = envelope.original_content
             status = await each(server, session, envelope)
             if provisional is not None and (new := provisional.take_provisional(envelope)):
-                status, said = MISSING, new if said is None else said.joined(new)
+                status, pending = MISSING, new if pending is None else pending.joined(new)
             if status is not MISSING:
-                return status if said is None else said.answer(status)
+                return status if pending is None else pending.answer(status)
             if envelope.original_content is not content and not _fits_in_memory(server):
                 return NO_ROOM
             if withhold and is_quarantined(envelope):
                 return WITHHELD
-        return MISSING if said is None else said.answer(MISSING)
+        return MISSING if pending is None else pending.answer(MISSING)
 
     return may_end_at_once(handle_DATA) if all(map(begins_at_once, hooks)) else handle_DATA
 
@@ -198,7 +198,7 @@ def _ehlo(hooks: Sequence[Hook]) -> Hook:
     async def handle_EHLO(
         server: Any, session: Any, envelope: Any, hostname: str, responses: list[str]
     ) -> Any:
-        changed, name, said = False, session.host_name, Provisional()
+        changed, name, pending = False, session.host_name, Provisional()
         for each, is_old, filter_ in zip(hooks, old, filters, strict=True):
             if is_old:
                 answer = await each(server, session, envelope, hostname)
@@ -207,14 +207,14 @@ def _ehlo(hooks: Sequence[Hook]) -> Hook:
             else:
                 answer = await each(server, session, envelope, hostname, responses)
             if filter_ is not None and (new := filter_.take_provisional(session)):
-                said = said.joined(new)
+                pending = pending.joined(new)
             if answer is MISSING:
                 continue
             changed, responses = True, answer
             if responses and responses[0][:1] in {"4", "5"}:
                 session.host_name = name  # EHLO is rejected, so the name is restored
-                if said.if_refused and responses[0][:1] == "5":
-                    responses = [said.if_refused]
+                if pending.if_refused and responses[0][:1] == "5":
+                    responses = [pending.if_refused]
                 break
         return responses if changed else MISSING
 

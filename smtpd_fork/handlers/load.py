@@ -313,16 +313,16 @@ def _call(found: Callable[..., Any], arguments: list[str], keys: Mapping[str, An
         reason = without_arguments(error.reason, _secrets(arguments, keys))
         raise SettingError(error.setting, error.value, reason) from error
     except (Exception, SystemExit) as error:  # a constructor may raise anything
-        said = str(error) if isinstance(error, HandlerError) else _one_line(error)
-        raise HandlerError(without_arguments(said, _secrets(arguments, keys))) from error
+        text = str(error) if isinstance(error, HandlerError) else _one_line(error)
+        raise HandlerError(without_arguments(text, _secrets(arguments, keys))) from error
 
 
 def _secrets(arguments: Iterable[str], keys: Mapping[str, Any]) -> str:
     return ",".join([*arguments, *(value for value in keys.values() if isinstance(value, str))])
 
 
-def _is_handler(thing: Any) -> bool:
-    return any(name.startswith(("handle_", "auth_", "process_message")) for name in dir(thing))
+def _is_handler(value: Any) -> bool:
+    return any(name.startswith(("handle_", "auth_", "process_message")) for name in dir(value))
 
 
 def _one_line(error: BaseException) -> str:

@@ -147,13 +147,15 @@ def routes_of(handlers: Sequence[Any]) -> tuple[Route, ...]:
 
 def reachable_sinks(routes: Sequence[Route]) -> list[Route]:
     """Return the sinks that may get messages, as no sink before them matches all their messages."""
-    takers: list[Route] = []
+    regular: list[Route] = []
     found = []
     for route in routes:
-        if route.is_sink and (route.copy or not any(_takes_all_of(each, route) for each in takers)):
+        if route.is_sink and (
+            route.copy or not any(_takes_all_of(each, route) for each in regular)
+        ):
             found.append(route)
             if not route.copy:
-                takers.append(route)
+                regular.append(route)
     return found
 
 
@@ -162,8 +164,8 @@ def route_errors(routes: Sequence[Route]) -> Iterator[str]:
     sinks: list[Route] = []
     for route in routes:
         if route.is_sink:
-            takers = [each for each in sinks if not each.copy]
-            before = next((each for each in takers if _takes_all_of(each, route)), None)
+            regular = [each for each in sinks if not each.copy]
+            before = next((each for each in regular if _takes_all_of(each, route)), None)
             if before is not None and not route.copy:
                 reason = f"{before.name} takes all messages before it"
                 yield f"the sink {route.name} gets no message: {reason}"
@@ -190,17 +192,17 @@ def _missing_sinks(routes: Sequence[Route], sinks: Sequence[Route]) -> Iterator[
 def missing_routes(routes: Sequence[Route]) -> Iterator[str]:
     """Yield a line for each domain that a filter accepts, but that has no sink."""
     sinks = [route for route in routes if route.is_sink and not route.quarantine]
-    takers = [
+    regular = [
         route for route in sinks if not route.copy and not (route.when and route.when.needs_marks)
     ]
-    if not takers or not all(route.recipients for route in takers):
+    if not regular or not all(route.recipients for route in regular):
         return
-    taken = [pattern for route in takers for pattern in route.recipients.patterns]
+    patterns = [pattern for route in regular for pattern in route.recipients.patterns]
     for route in routes:
         for domain in getattr(route.handler, "named_domains", ()):
             ours = AddressPatterns([domain])
-            of_address = any("@" in each[1:] and ours.match(each) for each in taken)
-            if not of_address and not AddressPatterns(taken).covers(ours):
+            of_address = any("@" in each[1:] and ours.match(each) for each in patterns)
+            if not of_address and not AddressPatterns(patterns).covers(ours):
                 yield f"no sink takes mail for {domain}, which {route.name} accepts: it gets 550"
 
 

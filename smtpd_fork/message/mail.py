@@ -264,8 +264,8 @@ class Mail:
 
         :param recipients: the owners of the mailbox; default: all recipients
         """
-        who = self.recipients if recipients is None else recipients
-        head = final_fields(self.sender, [each.address for each in who])
+        owners = self.recipients if recipients is None else recipients
+        head = final_fields(self.sender, [each.address for each in owners])
         return above(head + self.trace, self.content)
 
 

@@ -121,8 +121,8 @@ class Connection(Status, asyncio.Protocol, Struct, eq=False, weakref=True):
         return connection
 
     def __repr__(self) -> str:
-        who = self.dialogue.log_fields()
-        return f"<SMTP {who['session']} {who['client']}>"
+        fields = self.dialogue.log_fields()
+        return f"<SMTP {fields['session']} {fields['client']}>"
 
     # These methods are in other modules, to keep this one short.
     abort, cut, kick, ended = ending.abort, ending.cut, ending.kick, property(ending.ended)

@@ -99,7 +99,7 @@ def wait_for_command(connection: Connection) -> None:
     connection.deadline = now + connection.shared.limits.command_seconds
 
 
-def _check_rate(connection: Connection, now: float, came: int) -> None:
+def _check_rate(connection: Connection, now: float, received: int) -> None:
     """End the session if the data rate of the last minute was too low."""
     message, since, before = connection.rate_state
     if message != connection.dialogue.begun:
@@ -108,8 +108,8 @@ def _check_rate(connection: Connection, now: float, came: int) -> None:
     seconds = now - since
     if seconds < RATE_SECONDS:
         return
-    connection.rate_state = message, now, came
-    if came - before < seconds * connection.shared.limits.data_rate:
+    connection.rate_state = message, now, received
+    if received - before < seconds * connection.shared.limits.data_rate:
         connection.dialogue.report(logging.INFO, "message data too slow")
         ending.time_out(connection)
 

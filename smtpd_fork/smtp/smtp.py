@@ -250,8 +250,8 @@ class SMTP(Mechanisms):
             if status is MISSING:
                 raise TypeError("handle_exception must return a reply, not MISSING")
             return str(status)
-        what = "a handler failed, the client gets 451"
-        self.connection.dialogue.report_failure(what, error)
+        event = "a handler failed, the client gets 451"
+        self.connection.dialogue.report_failure(event, error)
         return replies.LOCAL_ERROR
 
     async def check_helo_needed(self, helo: str = "HELO") -> bool:

@@ -105,8 +105,8 @@ class Work:
         if self._time is Time.OVER:
             connection.cut()  # the hook ignores its cancellation
         elif self._time is Time.HANDLER:
-            what = "a handler took too long, the client gets 451"
-            connection.dialogue.report(logging.WARNING, what)
+            event = "a handler took too long, the client gets 451"
+            connection.dialogue.report(logging.WARNING, event)
             self._time = Time.OVER
             connection.deadline = now + ending.LINGER_SECONDS
             self.cancel()

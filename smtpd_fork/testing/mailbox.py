@@ -213,8 +213,8 @@ class Mailbox:
             for refusal in self._refusals:
                 if refusal.concerns(command, address):
                     refusal.times -= 1
-                    what = f"{command} {address}" if address else command
-                    self._refused.append(f"{what} ({refusal.reply})")
+                    refused = f"{command} {address}" if address else command
+                    self._refused.append(f"{refused} ({refusal.reply})")
                     return refusal.reply
         return None
 
