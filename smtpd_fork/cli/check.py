@@ -80,7 +80,7 @@ class _Findings:
         return self._sources.directory
 
     @contextmanager
-    def of(self, *settings: str) -> Iterator[None]:
+    def errors_of(self, *settings: str) -> Iterator[None]:
         """Record an error that is raised in this context; *settings* are those that cause it."""
         try:
             with error_origin(*settings):
@@ -136,30 +136,30 @@ def _pid_by_control(config: DaemonConfig) -> int | None:
 def _check_settings(config: DaemonConfig, findings: _Findings, *, running: bool) -> None:
     account: Account | None = None
     if config.user is not None:
-        with findings.of("user"):
+        with findings.errors_of("user"):
             account = look_up_user(config.user)
-    with findings.of("log_to"):
+    with findings.errors_of("log_to"):
         check_log(config)
-    with findings.of():
+    with findings.errors_of():
         limits_of(config)
-    with findings.of():
+    with findings.errors_of():
         networks_of("probe_from", config.probe_from)
     for name in ("proxy_trust", "xclient_trust", "xforward_trust"):
-        with findings.of():
+        with findings.errors_of():
             TrustedHosts.of(name, getattr(config, name))
-    with findings.of("dnsbl", "rdns"):
+    with findings.errors_of("dnsbl", "rdns"):
         resolver_of(config)
     _check_addresses(config, findings, running=running)
     if config.fleet is not None:
-        with findings.of("fleet"):
+        with findings.errors_of("fleet"):
             fleet = probe(config)
             findings.warnings += fleet.warnings
             findings.notes += [fleet.found] if fleet.found else []
-    with findings.of("handler"):
+    with findings.errors_of("handler"):
         chain = load_handlers(config.handler, findings.directory, seconds=config.handler_timeout)
-        with findings.of():
+        with findings.errors_of():
             Server(chain, config=config)
-        with findings.of("listen", "port"):
+        with findings.errors_of("listen", "port"):
             smallest_share = divided(config, config.processes, config.processes)
             findings.warnings += likely_mistakes(smallest_share, chain)
             _check_relaying(config, chain)
@@ -195,25 +195,25 @@ def _check_addresses(config: DaemonConfig, findings: _Findings, *, running: bool
     """Test addresses, control socket and pid file, except those that the running daemon uses."""
     daemon = _Running(config)
     addresses: dict[tuple[str, ...], list[Address]] = {}
-    with findings.of():
+    with findings.errors_of():
         check_overlaps(config)
-    with findings.of("listen", "port"):
+    with findings.errors_of("listen", "port"):
         addresses["listen", "port"] = wanted_addresses(config)
     if config.control is not None:
         addresses["control",] = [Address(path=Path(config.control).absolute())]
-    with findings.of("metrics"):
+    with findings.errors_of("metrics"):
         if (metrics := wanted_metrics(config)) is not None:
             addresses["metrics",] = [metrics]
     for settings, wanted in addresses.items():
         free = [] if running else [each for each in wanted if not daemon.may_listen_on(each)]
         findings.skipped += [str(each) for each in wanted if daemon.may_listen_on(each)]
-        with findings.of(*settings):
+        with findings.errors_of(*settings):
             try_to_bind(free, findings.warnings.append)
     if config.pid_file is not None and not running:
         if PidFile.holder(config.pid_file) is not None:
             findings.skipped.append(str(Path(config.pid_file).absolute()))
         else:
-            with findings.of("pid_file"):
+            with findings.errors_of("pid_file"):
                 _check_pid_file(Path(config.pid_file))
     if findings.skipped:
         skipped = ", ".join(findings.skipped)

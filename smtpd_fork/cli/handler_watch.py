@@ -55,7 +55,7 @@ class HandlerWatch(Service):
 
     async def start(self) -> None:
         """Start the checks, with the current state of the files as the first one."""
-        self._seen = self._last = await asyncio.to_thread(self._look)
+        self._seen = self._last = await asyncio.to_thread(self._signatures)
         if self._seen:
             files = ", ".join(map(str, self._seen))
             log.info("changed handlers are loaded for new sessions: %s", files)
@@ -78,7 +78,7 @@ class HandlerWatch(Service):
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            last, self._last = self._last, await asyncio.to_thread(self._look)
+            last, self._last = self._last, await asyncio.to_thread(self._signatures)
             for path, signature in self._last.items():
                 # A new file is a module that was imported since the last check.
                 seen = self._seen.setdefault(path, signature)
@@ -87,7 +87,7 @@ class HandlerWatch(Service):
                     self._changed(path, frozenset(self._modules()))
                     break
 
-    def _look(self) -> dict[Path, tuple[int, ...]]:
+    def _signatures(self) -> dict[Path, tuple[int, ...]]:
         return {path: file_signature(path) for path in self._modules().values()}
 
     def _modules(self) -> dict[str, Path]:

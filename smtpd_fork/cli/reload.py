@@ -80,7 +80,7 @@ class Reloads:
         self._task = None
 
     async def _once(self, by: str) -> ReloadOutcome:
-        await self._services.each(lambda service: service.reloading())
+        await self._services.call_all(lambda service: service.reloading())
         sources = self._sources
         try:
             sources = await asyncio.to_thread(sources.read_again)
@@ -96,7 +96,7 @@ class Reloads:
             log.exception("%s", outcome)
         else:
             log.info("%s", printable(str(outcome), LONGEST_LINE))
-        await self._services.each(lambda service: service.reloaded(self._config))
+        await self._services.call_all(lambda service: service.reloaded(self._config))
         return outcome
 
     async def _change(self, sources: SettingSources, by: str) -> ReloadOutcome:

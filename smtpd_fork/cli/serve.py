@@ -139,13 +139,13 @@ class Serving:
         if ready is not None:
             ready()
         self._upgrade.serving()
-        await self._services.each(lambda service: service.serving())
+        await self._services.call_all(lambda service: service.serving())
         order = await self._orders.get()
         if order is signal.SIGUSR2:
             cut = await self._leave()
         else:
             await self._upgrade.end()
-            await self._services.each(lambda service: service.stopping())
+            await self._services.call_all(lambda service: service.stopping())
             if isinstance(order, DrainOrder):
                 await self._wait_until(self._server.drain(), "drained: stopping", order.seconds)
             else:

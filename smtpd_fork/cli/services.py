@@ -144,7 +144,7 @@ class Services:
             await self.stop()
             raise
 
-    async def each(self, call: Callable[[Service], Awaitable[None]]) -> None:
+    async def call_all(self, call: Callable[[Service], Awaitable[None]]) -> None:
         """Call a method of each service and log errors; do nothing after an upgrade."""
         if not self._handed_over:
             await self._call(call)
@@ -155,7 +155,7 @@ class Services:
 
     async def handed_over(self, pid: int) -> None:
         """Notify the services that process *pid* serves now; call only :meth:`stop` after this."""
-        await self.each(lambda service: service.handed_over(pid))
+        await self.call_all(lambda service: service.handed_over(pid))
         self._handed_over = True
 
     async def stop(self) -> None:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StartupResources", "check_overlaps"]
 
-_NOTHING = Handover(parent=0, stderr=2)
+_NO_HANDOVER = Handover(parent=0, stderr=2)
 
 
 @dataclass(slots=True)
@@ -90,14 +90,14 @@ class StartupResources:
     @property
     def supervised(self) -> Supervised | None:
         """The position under a supervisor; None without a supervisor."""
-        return self._handed.supervised
+        return self._handover.supervised
 
     # -- acquired at the start -------------------------------------------------------------------
 
     @property
-    def _handed(self) -> Handover:
+    def _handover(self) -> Handover:
         """The resources that the old process handed over; empty without one."""
-        return _NOTHING if self.successor is None else self.successor.handover
+        return _NO_HANDOVER if self.successor is None else self.successor.handover
 
     def open_sockets_and_files(self, config: DaemonConfig, passed: Sequence[PassedSocket]) -> None:
         """Open the listeners, the control socket and the pid file, unless they were handed over.
@@ -114,7 +114,7 @@ class StartupResources:
 
     def _open_listeners(self, config: DaemonConfig, passed: Sequence[PassedSocket]) -> None:
         """Listen on passed sockets, or on those that were handed over, or on those of *config*."""
-        handed = self._handed.listeners
+        handed = self._handover.listeners
         activated = [(one.descriptor, one.scheme) for one in handed if one.inherited]
         if self.supervised is not None:
             self.listeners = inherited_listeners(activated, backlog=config.backlog)
@@ -168,7 +168,7 @@ class StartupResources:
     @error_origin("pid_file")
     def _open_pid_file(self, path: str | None) -> None:
         """Use the pid file that was handed over, if it is at *path*, or open a new one."""
-        if (handed := self._handed.pid_file) is not None:
+        if (handed := self._handover.pid_file) is not None:
             inherited = PidFile(Path(handed[1]), handed[0], foreign=True)
             if path is not None and inherited.path == Path(path).absolute() and inherited.is_ours():
                 self.pid_file = inherited
@@ -181,9 +181,9 @@ class StartupResources:
 
     def start_cleanup_process(self, account: Account | None) -> None:
         """Start or inherit the process that removes files which *account* cannot remove."""
-        if self._handed.cleanup_process is not None:
+        if self._handover.cleanup_process is not None:
             self.cleanup_process = CleanupProcess(
-                socket.socket(fileno=self._handed.cleanup_process), foreign=True
+                socket.socket(fileno=self._handover.cleanup_process), foreign=True
             )
         elif account is not None and os.geteuid() == 0:
             self.cleanup_process = self._start_cleanup_process(account)
@@ -236,9 +236,9 @@ class StartupResources:
 
     def old_supervisor(self) -> socket.socket | None:
         """Return the connection to the old supervisor, or None if its protocol differs."""
-        if self._handed.supervisor is None:
+        if self._handover.supervisor is None:
             return None
-        descriptor, protocol = self._handed.supervisor
+        descriptor, protocol = self._handover.supervisor
         line = socket.socket(fileno=descriptor)
         if protocol == PROTOCOL:
             return line
@@ -251,7 +251,7 @@ class StartupResources:
         The caller owns the socket. Sockets that no service has claimed are closed when the upgrade
         is complete.
         """
-        descriptor = self._handed.sockets.pop(name, None)
+        descriptor = self._handover.sockets.pop(name, None)
         return None if descriptor is None else socket.socket(fileno=descriptor)
 
     def leave_files(self) -> None:
@@ -277,8 +277,8 @@ class StartupResources:
         if self.dropped_pid_file is not None:
             self.dropped_pid_file.remove()
         self.inherited, self.dropped, self.dropped_pid_file = [], [], None
-        while self._handed.sockets:
-            os.close(self._handed.sockets.popitem()[1])
+        while self._handover.sockets:
+            os.close(self._handover.sockets.popitem()[1])
 
 
 def check_overlaps(config: DaemonConfig) -> None:

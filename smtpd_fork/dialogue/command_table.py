@@ -132,7 +132,7 @@ def rows_of(shared: Shared, guard: Guard) -> Rows:
                 misplaced=_misplaced(shared, command, guard),
                 late=_by_state(shared, command.late),
             )
-    for name in shared.own:
+    for name in shared.subclass_commands:
         rows[name.encode()] = Row(
             partial(session_commands.subclass_command, name),
             name=name,

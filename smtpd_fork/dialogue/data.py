@@ -283,7 +283,7 @@ def _expected_replies(dialogue: Dialogue) -> int:
     """Return the number of replies that the client expects to a message."""
     if not dialogue.shared.lmtp:
         return 1
-    if "RCPT" in dialogue.shared.own:
+    if "RCPT" in dialogue.shared.subclass_commands:
         return len(dialogue.envelope.rcpt_tos) or 1
     # The number of accepted recipients, even if a handler has changed the envelope.
     return dialogue.accepted or 1

@@ -135,7 +135,7 @@ class Dialogue(Struct, eq=False):
     def envelope(self) -> Any:
         """The mail transaction; created at the first access."""
         if self.transaction is None:
-            own = self.shared.own_envelope
+            own = self.shared.overrides_envelope
             self.transaction = self.server._create_envelope() if own else Envelope()  # noqa: SLF001 - aiosmtpd's name
         return self.transaction
 
@@ -188,7 +188,7 @@ class Dialogue(Struct, eq=False):
             memory.charge(self)
         if self.state < _LEAVING and self.state != _GREETING:
             self.state = _READY if self.session and self.session.host_name else _HELLO
-            if self.shared.own_envelope:
+            if self.shared.overrides_envelope:
                 self.update_state()
 
     def leave(self, *, interrupting: bool = False) -> None:

@@ -20,7 +20,7 @@ _SENDER, _RECIPIENT = State.SENDER, State.RECIPIENT
 def update_state(dialogue: Dialogue) -> None:
     """Derive the state from the session and the envelope, which a handler may have changed."""
     session = dialogue.session
-    envelope = dialogue.envelope if dialogue.shared.own_envelope else dialogue.transaction
+    envelope = dialogue.envelope if dialogue.shared.overrides_envelope else dialogue.transaction
     if session is None or dialogue.state > _CHUNKS:
         return
     delay = getattr(session, "tarpit", 0.0)

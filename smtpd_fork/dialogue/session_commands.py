@@ -221,7 +221,7 @@ def _quit(dialogue: Dialogue, status: Any) -> Result:
 
 def subclass_command(name: str, _: Dialogue, argument: str | None) -> Result:
     """Carry out a command of a user's subclass."""
-    return Run("own_command", (name, argument))
+    return Run("subclass_command", (name, argument))
 
 
 def http(dialogue: Dialogue, _: str | None) -> Result:

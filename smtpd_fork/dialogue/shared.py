@@ -177,15 +177,15 @@ class Shared:
         self.methods = [n.removeprefix("smtp_") for n in dir(cls) if n.startswith("smtp_")]
         self.builtin = {name for name in self.methods if is_inherited(cls, f"smtp_{name}")}
         """Commands that no subclass overrides."""
-        self.own = set(self.methods) - self.builtin
+        self.subclass_commands = set(self.methods) - self.builtin
         """Commands of a user's subclass: coroutines."""
-        self.own_envelope = not is_inherited(cls, "_create_envelope")
-        self.own_session = not is_inherited(cls, "_create_session")
-        self.own_asking = not is_inherited(cls, "_call_handler_hook")
+        self.overrides_envelope = not is_inherited(cls, "_create_envelope")
+        self.overrides_session = not is_inherited(cls, "_create_session")
+        self.overrides_hook_calls = not is_inherited(cls, "_call_handler_hook")
         """Whether a user's subclass overrides these methods."""
         self.ehlo_hook, self.rset_hook = hasattr(cls, "ehlo_hook"), hasattr(cls, "rset_hook")
         """Whether the class has these hooks of early versions of aiosmtpd."""
-        self.chunking = "DATA" in self.builtin or "BDAT" in self.own
+        self.chunking = "DATA" in self.builtin or "BDAT" in self.subclass_commands
         """Whether BDAT is offered; not if it would bypass a subclass's smtp_DATA."""
         if not self.chunking:
             self.methods.remove("BDAT")

@@ -36,7 +36,7 @@ def ask(connection: Connection, hook: str, *args: Any, begun: Any = None) -> Awa
 
     :param begun: the rest of the hook's coroutine, if it was started already
     """
-    if connection.shared.own_asking and begun is None:
+    if connection.shared.overrides_hook_calls and begun is None:
         asking: Awaitable[Any] = connection.server._call_handler_hook(hook, *args)  # noqa: SLF001 - aiosmtpd's
         return asking
     return ask_handler(connection, hook, *args, begun=begun)

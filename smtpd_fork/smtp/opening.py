@@ -99,7 +99,7 @@ def _new_session(connection: Connection, *, keeps_notes: bool = True) -> None:
     shared = dialogue.shared
     if connection.peer is None:
         connection.peer = connection.transport.get_extra_info("peername")
-    own = shared.own_session
+    own = shared.overrides_session
     session = connection.server._create_session() if own else Session(connection.loop, dialogue.id)  # noqa: SLF001 - aiosmtpd's name
     session.peer = plain_peer(connection.peer)
     session.proxy_data = before.proxy_data if before is not None else connection.proxied

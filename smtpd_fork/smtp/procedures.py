@@ -45,7 +45,7 @@ async def disconnect_hook(connection: Connection, session: AnySession | None = N
         dialogue.report_failure("handle_DISCONNECT failed", error)
 
 
-async def own_command(connection: Connection, name: str, argument: str | None) -> None:
+async def subclass_command(connection: Connection, name: str, argument: str | None) -> None:
     """Carry out a command of a user's class."""
     server = connection.server
     server.answered = False

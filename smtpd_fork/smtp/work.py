@@ -38,7 +38,7 @@ PROCEDURES: dict[str, Callable[..., Awaitable[None]]] = {
     "greet": opening.greet,
     "check_proxy_header": opening.check_proxy_header,
     "old_rset_hook": procedures.old_rset_hook,
-    "own_command": procedures.own_command,
+    "subclass_command": procedures.subclass_command,
     "process_message": procedures.process_message,
     "read_proxy_header": opening.read_proxy_header,
     "start_tls": starttls.start_tls,

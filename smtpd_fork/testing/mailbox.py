@@ -161,13 +161,13 @@ class Mailbox:
         __tracebackhide__ = True  # pytest shows the line of the test
         end = time.monotonic() + timeout
         while True:
-            messages, arrival = self._now()
+            messages, arrival = self._snapshot()
             if len(messages) >= count:
                 return messages
             try:
                 arrival.result(max(0.0, end - time.monotonic()))
             except TimeoutError:
-                text = self._missing(count, timeout)
+                text = self._timeout_text(count, timeout)
                 if asyncio._get_running_loop() is not None:  # noqa: SLF001 - it is documented
                     text += "; in a coroutine, await wait_for_async(): wait_for() blocks the loop"
                 raise TimeoutError(text) from None
@@ -181,21 +181,21 @@ class Mailbox:
         __tracebackhide__ = True  # pytest shows the line of the test
         end = time.monotonic() + timeout
         while True:
-            messages, arrival = self._now()
+            messages, arrival = self._snapshot()
             if len(messages) >= count:
                 return messages
             done, _ = await asyncio.wait(
                 [asyncio.wrap_future(arrival)], timeout=max(0.0, end - time.monotonic())
             )
             if not done:
-                raise TimeoutError(self._missing(count, timeout))
+                raise TimeoutError(self._timeout_text(count, timeout))
 
-    def _now(self) -> tuple[list[Message], Future[None]]:
+    def _snapshot(self) -> tuple[list[Message], Future[None]]:
         """Return the messages, and a future that is done when the next one is received."""
         with self._lock:
             return list(self._messages), self._next
 
-    def _missing(self, count: int, seconds: float) -> str:
+    def _timeout_text(self, count: int, seconds: float) -> str:
         with self._lock:
             messages, refused, clients = list(self._messages), list(self._refused), self._clients
         lines = [f"{len(messages)} of {count} messages within {seconds:g} s"]

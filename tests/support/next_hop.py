@@ -29,7 +29,7 @@ class Fault(Enum):
 
 Answer: TypeAlias = str | bytes | Fault
 
-_OF_A_HOP = ("Hop._serve", "Sweep._look")
+_OF_A_HOP = ("Hop._serve", "Sweep._check")
 
 OFFERS = ("PIPELINING", "8BITMIME", "SIZE", "ENHANCEDSTATUSCODES")
 
