@@ -155,11 +155,11 @@ class FleetDenials:
         with self._lock:
             self._unsent[network] = _Change(denial, time.monotonic(), known)
             if len(self._unsent) > MOST_UNSENT:
-                self._forget_ended()
+                self._drop_expired()
         with contextlib.suppress(RuntimeError):  # the loop may be closed
             self._loop.call_soon_threadsafe(self._wake.set)
 
-    def _forget_ended(self) -> None:
+    def _drop_expired(self) -> None:
         """Drop denials that have expired: clients may cause many short ones in a long outage."""
         now = self._table.end(0.0)
         self._unsent = {

@@ -282,7 +282,7 @@ class Fleet:
         self._gate.tell_waiters()
 
     def _use_local_slots(self) -> None:
-        """Set the slots for the time without the fleet: an equal share for each node."""
+        """Set the slots for the time without the fleet: an equal share, or the open sessions."""
         share = self.share
         if share.connections:
             share.local_slots = max(self._gate.count, -(-share.connections // self.node.nodes))

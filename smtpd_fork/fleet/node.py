@@ -120,11 +120,11 @@ class Node:
     # -- messages --------------------------------------------------------------------------------
 
     def has_questions(self) -> bool:
-        """Whether there are questions, or more changed counts than one message can contain."""
+        """Return whether there are questions, or more changed counts than fit in one message."""
         return bool(self._queue) or len(self._share.changed) > MAX_COUNTS
 
     def has_unsent(self) -> bool:
-        """Whether there are questions or counts to send. Acquires the gate's lock."""
+        """Return whether there are questions or counts to send. Acquires the gate's lock."""
         if self._queue:
             return True
         with self._share.lock:

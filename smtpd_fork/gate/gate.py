@@ -263,7 +263,7 @@ class Gate:
         return self.free <= 0
 
     def is_exempt(self, peer: Peer) -> bool:
-        """Whether *peer* is exempt: no limits per client apply, and it may use reserved slots."""
+        """Return whether *peer* is exempt from limits per client, and may use reserved slots."""
         if self._limits.exempt is None:
             return False
         with self.lock:

@@ -93,17 +93,17 @@ class Limits:
 
     @property
     def open_to_all(self) -> int:
-        """Sessions in all, without the slots for exempt clients."""
+        """The maximum of sessions without the slots that are reserved for exempt clients."""
         return self.limit_connections - self.reserve
 
     def rules(
         self, load: Load, denials: Denials, share: FleetShare | None = None
     ) -> Iterator[Rule]:
-        """Return the rules that are on, in the order in which they are asked.
+        """Return the rules that are on, in the order of evaluation.
 
         :param load: the event-loop lag
-        :param denials: networks that were denied at run time
-        :param share: the part of the gate in a fleet; the rules of the node are asked first
+        :param denials: the networks that are denied at run time
+        :param share: the share of the gate in a fleet; the rules of this node are evaluated first
         """
         processes = 1 if share is None else share.processes
         if self.refuse_first or self.refuse_every:

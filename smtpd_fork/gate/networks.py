@@ -127,7 +127,7 @@ class Prefix(NamedTuple):
 
 
 def is_ipv4(number: int) -> bool:
-    """Whether a number of 128 bits is an IPv4 address."""
+    """Return whether a number of 128 bits is an IPv4 address."""
     return number >> V4_BITS == V4_SPACE >> V4_BITS
 
 
@@ -207,5 +207,5 @@ _LOCAL = NetworkTable(
 
 
 def is_local(number: int | None) -> bool:
-    """Whether an address belongs to this host, or is private."""
+    """Return whether an address belongs to this host, or is private."""
     return bool(_LOCAL.find(number))

@@ -53,7 +53,7 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
 
 
 def is_read(value: Any) -> bool:
-    """Whether *value* was converted by :data:`READERS` already."""
+    """Return whether *value* was converted by :data:`READERS` already."""
     if isinstance(value, tuple):
         return bool(value) and all(isinstance(each, (Rate, NetworkLimit)) for each in value)
     return value is None or isinstance(value, (Rate, NetworkTable))

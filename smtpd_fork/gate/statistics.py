@@ -77,7 +77,7 @@ class Statistics:
         self._last.append(refusal)
 
     def explain(self, name: str) -> Explanation | None:
-        """Return the refusal with this id, with advice."""
+        """Return the refusal with this id, with advice; None if it is unknown or too old."""
         for refusal in reversed(self._last):
             if refusal.id == name:
                 return Explanation(refusal, refusal.cure or CURES.get(refusal.rule, ""))

@@ -41,11 +41,11 @@ class TrustedHosts:
         return cls(networks_of(setting, networks), unix=unix or UNIX in values)
 
     def __bool__(self) -> bool:
-        """Whether any host is trusted."""
+        """Return whether any host is trusted."""
         return self._unix or self.networks is not None
 
     def __contains__(self, peer: Peer) -> bool:
-        """Whether *peer* is trusted."""
+        """Return whether *peer* is trusted."""
         if not self:
             return False
         host = host_of(peer)

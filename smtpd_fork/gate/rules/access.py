@@ -72,7 +72,7 @@ def _is_path(entry: str) -> bool:
 
 
 def _is_file_name(entry: str) -> bool:
-    """Whether *entry* looks like the name of a file, without a directory."""
+    """Return whether *entry* looks like the name of a file, without a directory."""
     return entry[:1].isalpha() and not set(entry) & {"/", ":"}
 
 

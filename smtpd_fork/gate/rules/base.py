@@ -75,9 +75,10 @@ class Rule(ABC):
     """Whether the verdict depends on the address alone: then it is cached for each client."""
 
     def concerns(self, client: Client) -> bool:
-        """Whether the rule applies to this kind of client: its family, local or not, exempt or not.
+        """Return whether the rule applies to this kind of client.
 
-        The result must depend on nothing else, as it is cached.
+        The result must depend only on the address family, and on whether the client is local,
+        exempt, and has a key, as it is cached for these.
         """
         return True
 
@@ -98,7 +99,7 @@ class Rule(ABC):
         """Revert one :meth:`arrived` of *client*."""
 
     def is_same_as(self, other: Rule) -> bool:
-        """Whether a reload keeps *other*, a rule of the limits before, instead of this one.
+        """Return whether a reload keeps *other*, a rule of the limits before, instead of this one.
 
         A rule that is kept keeps its history, such as rates; open sessions are counted again.
         """

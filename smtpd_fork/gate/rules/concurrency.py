@@ -94,7 +94,7 @@ class NetworkLimitRule(Rule):
         self._counts: dict[int, int] = {}
 
     def concerns(self, client: Client) -> bool:
-        """Whether the client has this address family; a share excludes local networks."""
+        """Return whether the client has this address family; a share excludes local networks."""
         return client.ipv6 is self._ipv6 and not (self._share and client.local)
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:

@@ -112,7 +112,7 @@ class FleetRule(Rule):
         return client.fleet_checks
 
     def concerns(self, client: Client) -> bool:
-        """Whether the client has a key by which it is counted, and is not exempt."""
+        """Return whether the client has a key by which it is counted, and is not exempt."""
         return client.key is not None and not client.exempt
 
     def judge(self, client: Client, counts: Counts, now: float) -> Refusal | None:

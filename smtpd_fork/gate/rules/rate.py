@@ -129,7 +129,7 @@ class RateRule(Rule):
         return len(self._due)
 
     def concerns(self, client: Client) -> bool:
-        """Whether the client has a key, or an address of this family."""
+        """Return whether the client has a key, or an address of this family."""
         prefix = self.rate.prefix
         return client.key is not None if prefix is None else client.ipv6 is prefix.ipv6
 
@@ -176,7 +176,7 @@ class RateRule(Rule):
             del due[oldest]
 
     def is_same_as(self, other: Rule) -> bool:
-        """Whether the rate is the same; then a reload keeps the table."""
+        """Return whether the rate is the same; then a reload keeps the table."""
         return type(other) is type(self) and other.rate == self.rate
 
 
@@ -187,7 +187,7 @@ class HandshakeRule(RateRule):
     text = "Too many failed TLS handshakes from {key}, try again later"
 
     def concerns(self, client: Client) -> bool:
-        """As RateRule, but not for local networks: many clients may use one address there."""
+        """Return the result of RateRule; False for a local network, which hides many clients."""
         return super().concerns(client) and not (self.rate.prefix and client.local)
 
 

@@ -41,7 +41,7 @@ class RefuseEveryRule(Rule):
         return None
 
     def is_same_as(self, other: Rule) -> bool:
-        """Whether the numbers are the same; then a reload keeps the count."""
+        """Return whether the numbers are the same; then a reload keeps the count."""
         return isinstance(other, RefuseEveryRule) and (other.first, other.every) == (
             self.first,
             self.every,
