@@ -1,6 +1,7 @@
-"""The options, defined once: flags, variables, help texts and keys in a file come from this table.
+"""The table of options, with flags, metavariables and help texts.
 
-Types and defaults are those of :class:`smtpd_fork.config.DaemonConfig`.
+Names of environment variables and keys of the configuration file are derived from it. Types and
+defaults are those of :class:`smtpd_fork.config.DaemonConfig`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ _OPTIONS = {
             "ADDRESS: HOST, HOST:PORT, [IPV6]:PORT or unix:PATH. Repeatable.",
         "--proxy-trust NET":
             "Network, or file of networks, of the proxies that may send PROXY headers. Repeatable.",
-        "--proxy-timeout TIME": "Time to wait for a PROXY header; then the connection is closed.",
+        "--proxy-timeout TIME":
+            "Maximum wait for a PROXY header; then the connection is closed.",
         "--xclient-trust NET":
             "Network, or file of networks, of the hosts that may send XCLIENT, such as nginx; unix "
             "means the clients of unix sockets. Repeatable.",
         "--xforward-trust NET":
-            "Like --xclient-trust, for XFORWARD, which is for the log and next hops. Repeatable.",
+            "Like --xclient-trust, for XFORWARD, whose values are used only for the log and next "
+            "hops. Repeatable.",
         "--probe-from NET":
             "Network, or file of networks, of load-balancer health checks. Their connections are "
             "not counted, not limited and not logged. Repeatable.",
@@ -54,8 +57,8 @@ _OPTIONS = {
         "--greet-pause TIME":
             "Delay the greeting by TIME; clients that send data before it get 554. 0 disables.",
         "--greet-pause-deny TIME":
-            "Deny clients that send data before the greeting for TIME, in all processes and on all "
-            "nodes of --fleet. 0 denies none.",
+            "Time for which a client that sends data before the greeting is denied, in all "
+            "processes and on all nodes of --fleet. 0 denies no client.",
         "--reserve N": "Reserve N of the -c connections for the clients of --exempt.",
         "--when-full HOW":
             "Action when all -c connections are in use: defer (new clients wait in the kernel's "
@@ -90,11 +93,11 @@ _OPTIONS = {
             "gets 421 and ends the session.",
         "--tarpit TIME":
             "Delay each reply by TIME to clients that made more than 10 errors, use more than 75 % "
-            "of -m, or are on a --dnsbl below the threshold. At most 10 % of -c wait. 0 disables.",
+            "of -m, or are on a --dnsbl below the threshold. At most 10 % of -c wait at a time. 0 "
+            "disables.",
         "--max-recipients N": "Maximum recipients per message; more get 452.",
         "--max-hops N":
-            "Maximum Received fields of a message; more get 554, as it is in a mail loop. 0 is no "
-            "limit.",
+            "Maximum Received fields of a message; more get 554 (mail loop). 0 is no limit.",
         "--max-buffered SIZE":
             "Memory limit for messages, recipients and unsent replies of all sessions, not "
             "counting 64K per session; a message above it gets 452. Above 75 % of it, idle "
@@ -112,9 +115,9 @@ _OPTIONS = {
     },
     "Fleet": {
         "--fleet URL":
-            "Redis or Valkey by which nodes share -m, --max-from-net, --rate and --rate-net: "
-            "redis://[USER@]HOST[:PORT][/DB], rediss:// (TLS), unix:PATH or "
-            "sentinel://HOST,HOST/NAME. In front of a limit, local: keeps it to this node: "
+            "Redis or Valkey server through which nodes share -m, --max-from-net, --rate and "
+            "--rate-net: redis://[USER@]HOST[:PORT][/DB], rediss:// (TLS), unix:PATH or "
+            "sentinel://HOST,HOST/NAME. A limit with the prefix local: applies to this node only: "
             "-m local:50.",
         "--fleet-secret FILE": "File with the password for Redis.",
         "--fleet-tls-ca FILE": "CA certificates (PEM) to verify the certificate of Redis with.",
@@ -123,7 +126,7 @@ _OPTIONS = {
         "--fleet-connections N":
             "Maximum concurrent sessions of all nodes together; -c applies to each node as well. "
             "0 is no limit.",
-        "--fleet-node NAME": "Name of this node.",
+        "--fleet-node NAME": "Name of this node in the fleet.",
         "--fleet-timeout TIME":
             "Maximum time that a new client waits for Redis; on expiry the limits of this node "
             "alone apply until Redis answers in time. No longer than half of --fleet-lease.",
@@ -131,8 +134,8 @@ _OPTIONS = {
             "Time after which the sessions of a node that has stopped or is unreachable no "
             "longer count.",
         "--when-fleet-down HOW":
-            "New clients while Redis is out of reach: local (the limits of this node apply) or "
-            "refuse (421).",
+            "Handling of new clients while Redis is out of reach: local (the limits of this node "
+            "apply) or refuse (they get 421).",
     },
     "Lists": {
         "--allow NET":
@@ -173,8 +176,8 @@ _OPTIONS = {
             "a tab.",
         "--hostname NAME": "Name of this host in replies and headers.",
         "--authserv-id NAME":
-            "Another name that this server has in Authentication-Results: fields that clients "
-            "forge in it are removed, as those in --hostname are. Repeatable.",
+            "Further name of this server in Authentication-Results. Fields of clients with this "
+            "name are removed, as those with --hostname are. Repeatable.",
     },
     "TLS": {
         "--tls-cert FILE":
@@ -200,8 +203,8 @@ _OPTIONS = {
         "-d, --detach": "Run in the background; the command returns when the daemon is ready.",
         "--pid-file FILE": "Write the process ID to FILE, and lock FILE while the daemon runs.",
         "--processes N":
-            "Serve with N processes, one per CPU core, under a supervisor that replaces a process "
-            "that ends. Limits apply to all processes together.",
+            "Number of processes, usually one per CPU core. With 2 or more, a supervisor replaces "
+            "a process that ends. Limits apply to all processes together.",
         "--shutdown-timeout TIME":
             "Maximum duration of a graceful shutdown: after SIGTERM or SIGINT, wait up to TIME "
             "for messages being received. A second signal stops the daemon immediately.",
