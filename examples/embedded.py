@@ -1,6 +1,6 @@
 """An SMTP server inside another asyncio program, which gets the messages from a queue.
 
-python examples/embedded.py
+Run it with ``python examples/embedded.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Inbox:
-    """An aiosmtpd handler: puts every message into a queue of the program."""
+    """An aiosmtpd handler that puts every message into a queue of the program."""
 
     def __init__(self) -> None:
         self.messages: asyncio.Queue[bytes] = asyncio.Queue()
@@ -26,7 +26,7 @@ class Inbox:
     ) -> str:
         """Accept mail for one domain only."""
         if not address.endswith("@example.com"):
-            return "550 5.7.1 Not here"
+            return "550 5.7.1 We do not relay"
         envelope.rcpt_tos.append(address)
         return "250 2.1.5 Ok"
 

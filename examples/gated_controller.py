@@ -1,6 +1,6 @@
-"""Limits for stock aiosmtpd: one line in a Controller, ``self.gated = gate.wrap(...)``.
+"""Limits for stock aiosmtpd: ``gate.wrap()`` in a subclass of Controller.
 
-Run it, and connect more than twice from one address:
+Run it, and open three connections from one address:
 
     python examples/gated_controller.py 8025
 """
@@ -18,16 +18,16 @@ from smtpd_fork import Gate
 
 
 class GatedController(Controller):
-    """aiosmtpd's Controller behind a gate.
+    """aiosmtpd's Controller with the limits of a gate.
 
-    :param gate: may be shared by several controllers
+    :param gate: the gate; several controllers can share one
     """
 
     def __init__(self, handler: Any, *, gate: Gate, **options: Any) -> None:
         super().__init__(handler, **options)
         self.gated = gate.wrap(super().factory)
 
-    def factory(self) -> Any:  # aiosmtpd's hint is its own SMTP
+    def factory(self) -> Any:  # aiosmtpd's annotation is SMTP, but gate.wrap() returns a protocol
         """Return the protocol of one connection."""
         return self.gated()
 
@@ -38,7 +38,7 @@ def main() -> None:
     gate = Gate(limit_connections=100, max_from_ip=2)
     controller = GatedController(Debugging(), gate=gate, hostname="127.0.0.1", port=port)
     controller.start()
-    print(f"port {port}, {gate.limits}; Ctrl-C ends it", flush=True)
+    print(f"port {port}, {gate.limits}; stop with Ctrl-C", flush=True)
     try:
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
     finally:

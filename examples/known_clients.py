@@ -1,8 +1,10 @@
 r"""A handler that accepts mail only from clients with listed client certificates.
 
-smtpd-fork --tls-cert mx.pem --tls-client-ca clients.pem --require-starttls \
-               --handler examples.known_clients:KnownClients:FINGERPRINT,FINGERPRINT \
-               --handler maildir:/var/mail/in
+Run, in the directory above this one::
+
+    smtpd-fork --tls-cert mx.pem --tls-client-ca clients.pem --require-starttls \
+        --handler examples.known_clients:KnownClients:FINGERPRINT,FINGERPRINT \
+        --handler maildir:/var/mail/in
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class KnownClients:
-    """Rejects mail from clients with other certificates, or without one.
+    """Rejects mail from clients without a certificate, or with one that is not listed.
 
-    :param fingerprints: SHA-256, as ``openssl x509 -noout -fingerprint -sha256`` prints them, but
-        without the colons
+    :param fingerprints: SHA-256 fingerprints, as printed by
+        ``openssl x509 -noout -fingerprint -sha256``, but without the colons
     """
 
     def __init__(self, *fingerprints: str) -> None:

@@ -2,10 +2,10 @@
 
     python examples/nats_worker.py nats://127.0.0.1:4222 SUBJECT DIRECTORY [ACK_SECONDS]
 
-It creates the stream MAIL and its durable consumer if they are not there. Start as many as you
-like: each message goes to one of them. A worker that is killed loses nothing: a message that is not
-acknowledged within ACK_SECONDS (60; more than any work takes) goes to another one. So a message may
-be processed twice; process() has to be idempotent, and here it is.
+It creates the stream MAIL and its durable consumer if they do not exist. Start any number of
+workers: each message goes to one of them. If a worker is killed, no message is lost: a message that
+is not acknowledged within ACK_SECONDS (60; must be longer than the work takes) goes to another
+worker. So a message may be processed twice: process() must be idempotent, as it is in this example.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 
 STREAM, CONSUMER = "MAIL", "workers"
 MOST_TRIES = 5
-"""A message that no worker can process stays in the stream then, for an administrator."""
+"""Attempts to process a message; after that it stays in the stream, for an administrator."""
 
 
 def process(directory: Path, key: str, envelope: dict[str, Any], content: bytes) -> None:
-    """Do the work: here, write the message to a file."""
+    """Process a message: in this example, write it to a file."""
     unfinished = directory / f".{key}.{os.getpid()}"
     with unfinished.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    unfinished.rename(directory / f"{key}.eml")  # whole or not there; a second time changes nothing
+    unfinished.rename(directory / f"{key}.eml")  # atomic; a repetition changes nothing
     to = ", ".join(envelope["recipients"])
     print(ascii(f"from {envelope['sender']} to {to}: {key}"), flush=True)
 
 
 async def stream_of(jetstream: JetStreamContext, subject: str) -> str:
-    """Return the name of the stream with the subject; it is created if there is none."""
+    """Return the name of the stream with the subject; create one if there is none."""
     try:
         return await jetstream.find_stream_name_by_subject(subject)
     except NotFoundError:
@@ -54,17 +54,17 @@ async def stream_of(jetstream: JetStreamContext, subject: str) -> str:
             subjects=[subject],
             storage=StorageType.FILE,
             retention=RetentionPolicy.WORK_QUEUE,  # a message is removed when it is acknowledged
-            duplicate_window=86400,  # a day, in which a message that is sent again is stored once
+            duplicate_window=86400,  # a day in which a repeated message is not stored again
         )
         return STREAM
 
 
 async def finish(message: Msg, directory: Path) -> None:
-    """Process a message, and acknowledge it when that is done."""
+    """Process a message, and acknowledge it afterwards."""
     envelope = json.loads((message.headers or {})["Mail-Envelope"])
-    try:  # in a thread, so that the connection stays alive meanwhile
+    try:  # in a thread, so that the event loop keeps the connection alive
         await asyncio.to_thread(process, directory, envelope["key"], envelope, message.data)
-    except Exception as error:  # noqa: BLE001 - whatever it is, other messages go on
+    except Exception as error:  # noqa: BLE001 - other messages are processed after any error
         print(f"{envelope['id']}: {error!r}", file=sys.stderr, flush=True)
         await message.nak(delay=10)
     else:
@@ -72,12 +72,12 @@ async def finish(message: Msg, directory: Path) -> None:
 
 
 async def report(error: Exception) -> None:
-    """Say that NATS is away; the library connects again."""
+    """Print an error of the connection; the library connects again."""
     print(f"NATS: {error}", file=sys.stderr, flush=True)
 
 
 async def work(url: str, subject: str, directory: Path, ack_seconds: float) -> None:
-    """Take messages, one at a time, until a signal ends the process."""
+    """Process messages, one at a time, until a signal ends the process."""
     async with await nats.connect(url, max_reconnect_attempts=-1, error_cb=report) as client:
         jetstream = client.jetstream()
         stream = await stream_of(jetstream, subject)

@@ -1,7 +1,9 @@
-r"""A handler for the command line: it accepts mail for some domains only, and logs connections.
+r"""A handler that accepts mail only for some domains, and logs connections.
 
-smtpd-fork --handler examples.only_here:OnlyHere:example.com,example.org \
-               --handler maildir:/var/mail/in
+Run, in the directory above this one::
+
+    smtpd-fork --handler examples.only_here:OnlyHere:example.com,example.org \
+        --handler maildir:/var/mail/in
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class OnlyHere:
         self.domains = {domain.lower() for domain in domains}
 
     async def handle_CONNECT(self, server: Any, session: Session) -> Any:
-        """Log a new connection; returning a reply of 4xx or 5xx would refuse it."""
+        """Log a new connection; a 4xx or 5xx reply would refuse it."""
         log.info("%s connected", session.peer)
         return MISSING
 

@@ -1,4 +1,4 @@
-"""A sink and a filter of your own, in one file: messages go into an SQLite database.
+"""A sink that stores messages in an SQLite database, and a filter, in one file.
 
 Save it as ``own_sink.py`` and run, in the same directory::
 
@@ -11,7 +11,7 @@ In a file for ``--config`` the parameters of a class are its keys::
     path = "mail.db"
     for = ["example.com"]
 
-``await check_sink(...)`` of :mod:`smtpd_fork.testing` sees whether a sink keeps the promise of 250.
+``await check_sink(...)`` of :mod:`smtpd_fork.testing` tests that no message is lost after 250.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from smtpd_fork import Answer, Envelope, Filter, Mail, Replies, Session, Sink, p
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS mail (
-    key TEXT PRIMARY KEY,  -- a message that is sent again has the same
+    key TEXT PRIMARY KEY,  -- a message that is sent again has the same key
     received TEXT, sender TEXT, recipients TEXT, content BLOB
 )
 """
 
 
 class NoPrograms(Filter):
-    """Refuses messages with an attached program; adds a field to the others."""
+    """Refuses messages with an attached program, and adds a field to the others."""
 
     async def handle_DATA(self, server: object, session: Session, envelope: Envelope) -> Answer:
         """Refuse a message, or leave it to the next handler."""
@@ -47,14 +47,14 @@ class NoPrograms(Filter):
 class Database(Sink):
     """Stores messages in an SQLite database; 250 means that the transaction is on the disk.
 
-    :param path: of the database, which is created if it does not exist
+    :param path: path of the database; it is created if it does not exist
     """
 
     supports_binarymime = True
 
     def __init__(self, path: str = "mail.db") -> None:
         self.path = Path(path).absolute()  # a daemon's working directory becomes /
-        # One thread: SQLite has one writer at a time, and fsync(2) would block the event loop.
+        # A thread, as fsync(2) would block the event loop; only one, as SQLite has one writer.
         self._thread: ThreadPoolExecutor | None = None
 
     def prepare(self) -> None:
@@ -74,7 +74,7 @@ class Database(Sink):
             self._thread = ThreadPoolExecutor(1)
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._store, mail)
-        except sqlite3.Error:  # the disk is full, the database is locked
+        except sqlite3.Error:  # such as a full disk, or a locked database
             return "451 4.3.0 The database is not available, try again later"
         return f"250 2.0.0 Ok: stored as {mail.id}"
 
@@ -90,6 +90,6 @@ class Database(Sink):
             database.close()
 
     async def close(self) -> None:
-        """Wait for the messages that are being written."""
+        """Wait until the current messages are written."""
         if self._thread is not None:
             await asyncio.to_thread(self._thread.shutdown)

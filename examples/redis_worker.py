@@ -2,9 +2,9 @@
 
     python examples/redis_worker.py redis://127.0.0.1:6379 STREAM DIRECTORY [IDLE_SECONDS]
 
-Start as many as you like: each message goes to one of them. A worker that is killed loses nothing:
-another one claims its message after IDLE_SECONDS (60; more than any work takes). So a message may
-be processed twice; process() has to be idempotent, and here it is.
+Start any number of workers: each message goes to one of them. If a worker is killed, no message is
+lost: another worker claims its message after IDLE_SECONDS (60; must be longer than the work takes).
+So a message may be processed twice: process() must be idempotent, as it is in this example.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ import redis
 GROUP = "workers"
 
 MOST_TRIES = 5
-"""A message that no worker can process goes to the stream STREAM:failed then."""
+"""Attempts to process a message; after that it goes to the stream STREAM:failed."""
 
 
 def process(directory: Path, key: str, envelope: dict[str, Any], content: bytes) -> None:
-    """Do the work: here, write the message to a file."""
+    """Process a message: in this example, write it to a file."""
     unfinished = directory / f".{key}.{os.getpid()}"
     with unfinished.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    unfinished.rename(directory / f"{key}.eml")  # whole or not there; a second time changes nothing
+    unfinished.rename(directory / f"{key}.eml")  # atomic; a repetition changes nothing
     recipients = ", ".join(envelope["recipients"])
     print(ascii(f"from {envelope['sender']} to {recipients}: {key}"), flush=True)
 
 
 class Worker:
-    """Takes messages from a stream, one at a time."""
+    """Processes the messages of a stream, one at a time."""
 
     def __init__(self, url: str, stream: str, directory: Path, idle: float) -> None:
-        # Longer than the wait for messages below; without it a silent server is waited for forever.
+        # Longer than the wait for messages below. Without a timeout, a server that does not answer
+        # would block the worker forever.
         self._redis = redis.Redis.from_url(url, socket_timeout=30)
         self._stream = stream
         self._directory = directory
@@ -50,16 +51,16 @@ class Worker:
         try:
             self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
         except redis.ResponseError as error:
-            if "BUSYGROUP" not in str(error):  # another worker was first
+            if "BUSYGROUP" not in str(error):  # another worker has created it
                 raise
 
     def step(self) -> None:
-        """Process a message that another worker has left; else a new one, if one comes soon."""
+        """Process a message of a worker that was killed, or wait for a new one for some seconds."""
         names = (self._stream, GROUP, self._name)
         claimed: Any = self._redis.xautoclaim(*names, min_idle_time=self._idle, count=1)
         entries = claimed[1]
         if not entries:
-            block = min(self._idle, 5000) or 1  # 0 would wait forever, and never claim
+            block = min(self._idle, 5000) or 1  # 0 would wait forever, and never claim messages
             news: Any = self._redis.xreadgroup(*names[1:], {self._stream: ">"}, 1, block)
             entries = news[0][1] if news else []
         for entry_id, fields in entries:
@@ -69,13 +70,13 @@ class Worker:
         try:
             envelope = json.loads(fields[b"envelope"])
             process(self._directory, envelope["key"], envelope, fields[b"content"])
-        except Exception as error:  # noqa: BLE001 - whatever it is, other messages go on
+        except Exception as error:  # noqa: BLE001 - other messages are processed after any error
             print(f"{entry_id!r}: {error!r}", file=sys.stderr, flush=True)
             (state,) = self._redis.xpending_range(self._stream, GROUP, entry_id, entry_id, 1)
             if int(state["times_delivered"]) < MOST_TRIES:
                 return  # it is claimed again after a while
             self._redis.xadd(f"{self._stream}:failed", dict(fields.items()))
-        # Only now, and both at once: the message is done, and takes no memory any more.
+        # The message is done: acknowledge it and remove it from the stream, in one transaction.
         with self._redis.pipeline(transaction=True) as both:
             both.xack(self._stream, GROUP, entry_id)
             both.xdel(self._stream, entry_id)

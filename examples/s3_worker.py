@@ -1,11 +1,12 @@
-"""A worker for messages that the handler s3 has put into a bucket.
+"""A worker for messages that the handler s3 has stored in a bucket.
 
     python examples/s3_worker.py BUCKET DIRECTORY [ENDPOINT]
 
 It processes the objects below mail/ and moves each to done/ (smtpd-fork: path=mail/{key}.eml).
-Credentials are in the environment: AWS_ACCESS_KEY_ID and so on. Run one; a second one does no harm
-but the same work. A worker that is killed loses nothing: an object is moved only when it is done.
-So a message may be processed twice; process() has to be idempotent, and here it is.
+Credentials are in the environment: AWS_ACCESS_KEY_ID and so on. Run one worker: a second worker
+would process the same messages again. If a worker is killed, no message is lost, as an object is
+moved only when it is done. So a message may be processed twice: process() must be idempotent, as it
+is in this example.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class Envelope(NamedTuple):
 
 
 def envelope_of(content: bytes) -> Envelope:
-    """Return the envelope: the fields on top of a message, up to the first Received.
+    """Return the envelope, from the fields on top of a message up to the first Received.
 
-    Those below it are the sender's own, and say nothing.
+    The fields below that are those of the sender, and cannot be trusted.
     """
     sender, recipients = "", []
     for name, value in BytesHeaderParser().parsebytes(content[: 1 << 20]).items():
@@ -48,19 +49,19 @@ def envelope_of(content: bytes) -> Envelope:
 
 
 def process(directory: Path, key: str, envelope: Envelope, content: bytes) -> None:
-    """Do the work: here, write the message to a file."""
+    """Process a message: in this example, write it to a file."""
     unfinished = directory / f".{key}.{os.getpid()}"
     with unfinished.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    unfinished.rename(directory / key)  # whole or not there; a second time changes nothing
+    unfinished.rename(directory / key)  # atomic; a repetition changes nothing
     recipients = ", ".join(envelope.recipients)
     print(ascii(f"from {envelope.sender} to {recipients}: {key}"), flush=True)
 
 
 def step(store: S3Store, directory: Path) -> int:
-    """Process all messages that are there now; return how many."""
+    """Process all messages in the bucket, and return their number."""
     count = 0
     for batch in obstore.list(store, prefix=WAITING.rstrip("/")):
         for each in batch:
@@ -69,14 +70,14 @@ def step(store: S3Store, directory: Path) -> int:
             try:
                 content = bytes(obstore.get(store, path).bytes())
             except FileNotFoundError:
-                continue  # another worker was faster
+                continue  # another worker has moved it
             try:
                 process(directory, key.replace("/", "-"), envelope_of(content), content)
                 to = DONE
-            except Exception as error:  # noqa: BLE001 - whatever it is, other messages go on
+            except Exception as error:  # noqa: BLE001 - other messages are processed after any error
                 print(f"{key}: {error!r}", file=sys.stderr, flush=True)
                 to = FAILED
-            obstore.copy(store, path, to + key)  # S3 has no rename: first copy, then delete
+            obstore.copy(store, path, to + key)  # S3 has no rename: copy, then delete
             obstore.delete(store, path)
             count += 1
     return count

@@ -2,8 +2,9 @@
 
     WEBHOOK_SECRET=whsec_... python examples/webhook_receiver.py 127.0.0.1:8080 DIRECTORY
 
-It verifies the signature (standardwebhooks.com) and stores each message as a file, once: a message
-that is sent again has the same webhook-id. It answers 204 only when the file is on the disk.
+It verifies the signature (standardwebhooks.com) and stores each message as a file. A message that
+is sent again has the same webhook-id, and is not stored again. The application answers 204 only
+when the file is on the disk.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ LARGEST = 50 << 20
 """Bytes of a message; more than --max-message-size of the server."""
 
 TOLERANCE = 300
-"""Seconds that a request may be old: an older one may be recorded and sent again by others."""
+"""Maximum age of a request in seconds, so that an attacker cannot replay recorded requests."""
 
 
 def is_signed(headers: dict[str, str], body: bytes, secret: str) -> bool:
-    """Whether one of the signatures is made with *secret*; a change of keys sends several."""
+    """Return whether a signature is valid; during a change of secrets a request has several."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
     signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
     wanted = "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
@@ -37,7 +38,7 @@ def is_signed(headers: dict[str, str], body: bytes, secret: str) -> bool:
 
 
 def store(directory: Path, key: str, content: bytes) -> bool:
-    """Write a message to the disk; return False if it is there already."""
+    """Write a message to the disk; return False if it is stored already."""
     path = directory / f"{key}.eml"
     if path.exists():
         return False
@@ -45,7 +46,7 @@ def store(directory: Path, key: str, content: bytes) -> bool:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    Path(file.name).rename(path)  # whole or not there
+    Path(file.name).rename(path)  # atomic
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -63,15 +64,15 @@ def application(secret: str, directory: Path) -> web.Application:
         try:
             age = abs(time.time() - int(headers["webhook-timestamp"]))
             genuine = age <= TOLERANCE and is_signed(headers, body, secret)
-        except (KeyError, ValueError):  # a field is missing, or is no number
+        except (KeyError, ValueError):  # a field is missing, or is not a number
             genuine = False
         if not genuine:
-            return web.Response(status=401)  # smtpd-fork answers 451: nothing is lost
+            return web.Response(status=401)  # smtpd-fork answers 451, so no message is lost
         key = headers["webhook-id"]
         if not key.isalnum():
             return web.Response(status=400)
         if await asyncio.to_thread(store, directory, key, body):
-            # Percent-coded, so that no address can forge a line of the log.
+            # The values are percent-encoded, so that an address cannot forge log lines.
             print(f"from {headers['x-mail-from']} to {headers['x-mail-to']}: {key}", flush=True)
         return web.Response(status=204)
 

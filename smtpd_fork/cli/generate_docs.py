@@ -117,31 +117,36 @@ def _section_table(section: str) -> str:
 _PAGE_HEAD = f"""\
 # The options
 
-This page lists all options; `make papers` generates it from their definitions. Precedence: command
-line, environment, configuration file (`--config` or `{CONFIG_VARIABLE}`), defaults. In a
-file, names may use `_` instead of `-`. A repeatable option takes one value or a list in a file, and
-values separated by spaces in the environment, where `"a value with spaces"` is quoted. Sizes are in
-bytes or `25M`, times in seconds or `500ms`, `5m`, `1h`. `smtpd-fork config` prints the effective
-settings with their origin;
-[the example](../examples/smtpd-fork.toml) contains them all. In bash, zsh (`zsh_source`) and fish
-(`fish_source`), `eval "$({COMPLETION_VARIABLE}=bash_source smtpd-fork)"`
-completes commands and options.
+This page lists all options of the daemon, with their keys in the configuration file, environment
+variables and defaults. (`make papers` generates it.) Precedence: command line, environment,
+configuration file (`--config` or `{CONFIG_VARIABLE}`), defaults.
+
+- In a file, names may have `_` instead of `-`. The value of a repeatable option is one value or a
+  list; [the example](../examples/smtpd-fork.toml) contains all options.
+- In the environment, the values of a repeatable option are separated by spaces;
+  `"a value with spaces"` is quoted.
+- A size is in bytes, or such as `25M`; a time is in seconds, or such as `500ms`, `5m`, `1h`.
+- `smtpd-fork config` prints the effective settings with their origin.
+- `eval "$({COMPLETION_VARIABLE}=bash_source smtpd-fork)"` turns on completion of commands and
+  options in bash; use `zsh_source` for zsh and `fish_source` for fish.
 """
 
 _PAGE_TAIL = """
 ## Listeners and handlers in a file
 
-`[[listener]]` is a listen address as a table: `address` or `path` (of a unix socket), `port`,
-`protocol` (`smtp`, `lmtp`), `tls` (`starttls`: offered if there is a certificate; `none`;
-`required`; `implicit`) and `proxy` (true: a PROXY header is required). `[[handler]]` is a handler:
-`use` is its name; the other keys are those of [the handler](sinks.md), and `for`, `copy`,
-`quarantine` and `when` select its messages. Of a `module:attr` they are the parameters of the class
-or function; `argument` or a list of `arguments` gives those without a name. A file has either these
-tables or `listen-address` and `handler`.
+Instead of `listen-address` and `handler`, a file may have tables:
+
+- `[[listener]]` is a listen address, with the keys `address` or `path` (of a unix socket), `port`,
+  `protocol` (`smtp`, `lmtp`), `tls` (`starttls`: offered if there is a certificate; `none`;
+  `required`; `implicit`) and `proxy` (true: a PROXY header is required).
+- `[[handler]]` is a handler: `use` is its name or `module:attr`; `for`, `copy`, `quarantine` and
+  `when` [select its messages](sinks.md#configure-sinks). The other keys are those of the handler;
+  for `module:attr` they are the parameters of the class or function, and `argument`, or the list
+  `arguments`, has its positional arguments.
 """
 
 _LISTENER = """\
-# Listeners. Instead of listen-address, each address may be a table at the end of the file:
+# Instead of listen-address, each listen address may be a table at the end of the file:
 #
 # [[listener]]
 # address = "0.0.0.0"
@@ -150,7 +155,7 @@ _LISTENER = """\
 # tls = "starttls"      # "none", "required", "implicit"
 # proxy = false         # true: a PROXY header is required
 #
-# Each handler may be a table as well:
+# Instead of handler, each handler may be a table:
 #
 # [[handler]]
 # use = "accept"
@@ -168,9 +173,9 @@ _LISTENER = """\
 
 
 _EXAMPLE_HEAD = f"""\
-# Configuration file of smtpd-fork, for --config. A line that begins with #: shows a default;
-# remove the mark to set it. The command line and the environment override this file.
-# smtpd-fork check --config FILE reports errors in it.
+# Configuration file of smtpd-fork, for --config. A line that begins with #: shows a default value;
+# to change a setting, remove the #: and edit the value. The command line and the environment
+# override this file. smtpd-fork check --config FILE reports errors in it.
 
 {_LISTENER}
 """

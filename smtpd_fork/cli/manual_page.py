@@ -34,24 +34,24 @@ ENVIRONMENT = {
     f"{ENVIRONMENT_PREFIX}OPTION": "An option, by its long name in upper case: "
     f"{ENVIRONMENT_PREFIX}MAX_FROM_IP=10.",
     CONFIG_VARIABLE: "The configuration file, as --config.",
-    CLIENT_VARIABLE: "The control socket, for the commands that ask the daemon; the daemon itself "
-    "does not read it.",
+    CLIENT_VARIABLE: "The control socket, for the commands that query the daemon. The daemon does "
+    "not read this variable.",
     "LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES": "Sockets that systemd passes (socket activation); "
     "they replace the listen addresses.",
-    "NOTIFY_SOCKET, WATCHDOG_USEC": "Where, and how often, the daemon notifies systemd.",
+    "NOTIFY_SOCKET, WATCHDOG_USEC": "Socket and interval of the notifications to systemd.",
 }
 
 FILES = {
-    "./Maildir": "Accepted messages, if no handler is named.",
-    "/etc/smtpd-fork.toml": "Configuration file of the Debian package; otherwise only the file of "
-    "--config is read.",
+    "./Maildir": "Accepted messages, without --handler.",
+    "/etc/smtpd-fork.toml": "Configuration file of the Debian package. Other installations read "
+    "only the file of --config.",
 }
 
 EXAMPLES = {
     f"{PROGRAM} -l 127.0.0.1 --handler debug": "Accept mail on port 2525 of this host, and print "
     "it.",
     f"{PROGRAM} -p 25 -u mail -d --pid-file /run/smtpd-fork.pid --handler maildir:/var/mail/in": (
-        "Serve as a daemon that drops its privileges."
+        "Run in the background on port 25, and drop privileges."
     ),
     f"{PROGRAM} --handler accept:example.com --handler lmtp:unix:/run/dovecot/lmtp": (
         "Accept mail for one domain, and pass it to Dovecot."
@@ -82,8 +82,8 @@ def _lines() -> Iterator[str]:
     yield f".SH DESCRIPTION\n{_roff(command.help or '')}\n{_roff(command.epilog or '')}"
     yield ".SH COMMANDS"
     yield _roff(
-        "check, config and try take all options of the daemon. The other commands ask a running "
-        "daemon, and take --control PATH, its control socket."
+        "check, config and try accept all options of the daemon. The other commands query or "
+        "change a running daemon, through its control socket, --control PATH."
     )
     for name, chosen in SUBCOMMANDS.items():
         yield from _command(name, chosen)
