@@ -1,4 +1,4 @@
-"""accept in sessions: which clients may send to which recipients, over real sockets."""
+"""The filter accept in sessions: which clients may send to which recipients."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def test_clients_of_some_networks_may_send_to_any_recipient(
             assert codes == [250 if may else 550, 250]
 
 
-async def test_an_ipv4_client_of_a_socket_for_both_families_is_of_ipv4(tmp_path: Path) -> None:
+async def test_an_ipv4_client_of_a_dual_stack_socket_matches_ipv4_networks(tmp_path: Path) -> None:
     text = "127.0.0.3 REJECT Not you\n@example.com\n"
     made = accept(tmp_path, text, relay_from=["127.0.0.2"])
     async with serve([made, Collect()], listen=["[::]:0"]) as server:
@@ -106,7 +106,7 @@ async def test_an_ipv4_client_of_a_socket_for_both_families_is_of_ipv4(tmp_path:
                 assert [code for code, _ in answers] == codes
 
 
-async def test_a_client_of_a_unix_socket_is_of_no_network(tmp_path: Path) -> None:
+async def test_a_client_of_a_unix_socket_matches_no_network(tmp_path: Path) -> None:
     made = Accept(["example.com"], relay_from=["0.0.0.0/0", "::/0"])
     async with (
         serve([made, Collect()], listen=[f"unix:{tmp_path}/s"]) as server,
@@ -118,7 +118,7 @@ async def test_a_client_of_a_unix_socket_is_of_no_network(tmp_path: Path) -> Non
         ]  # fmt: skip
 
 
-async def test_an_address_in_utf_8_is_looked_up_as_it_is_and_as_the_dns_has_it(
+async def test_a_utf8_address_is_looked_up_in_utf8_and_in_punycode(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "map"
@@ -137,7 +137,7 @@ async def test_an_address_in_utf_8_is_looked_up_as_it_is_and_as_the_dns_has_it(
             assert (await client.say(f"RCPT TO:<{address}>")).code == code, address
 
 
-async def test_ten_thousand_recipients_are_judged_one_by_one(tmp_path: Path) -> None:
+async def test_each_of_ten_thousand_recipients_gets_its_own_reply(tmp_path: Path) -> None:
     text = "".join(f"user{number}@example.com\n" for number in range(0, 10_000, 2))
     kept = Collect()
     async with (
@@ -177,7 +177,7 @@ async def test_neither_a_recipient_nor_a_reload_blocks_the_event_loop(tmp_path: 
             blockbuster.deactivate()
 
 
-def test_under_stock_aiosmtpd_it_refuses_accepts_and_replaces_as_well(tmp_path: Path) -> None:
+def test_it_refuses_accepts_and_replaces_recipients_under_aiosmtpd(tmp_path: Path) -> None:
     kept = Collect()
     chain = Chain([accept(tmp_path), kept])
     controller = Controller(chain, "127.0.0.1", free_port("127.0.0.1"))
@@ -199,9 +199,9 @@ def test_under_stock_aiosmtpd_it_refuses_accepts_and_replaces_as_well(tmp_path: 
     ]
 
 
-def test_under_stock_aiosmtpd_it_is_a_handler_by_itself(tmp_path: Path) -> None:
+def test_a_subclass_with_handle_data_runs_under_aiosmtpd(tmp_path: Path) -> None:
     class Server(LMTP):
-        """Is what a Controller of another protocol makes."""
+        """The server of an LMTP controller."""
 
     class Both(Accept):
         async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
@@ -222,7 +222,9 @@ def test_under_stock_aiosmtpd_it_is_a_handler_by_itself(tmp_path: Path) -> None:
         controller.stop()
 
 
-def test_its_files_are_in_the_directory_of_the_daemon_and_its_values_stay(tmp_path: Path) -> None:
+def test_relative_files_are_resolved_against_the_given_directory(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "map").write_text("bob@example.com\n")
     (tmp_path / "domains").write_text("example.com\n*.example.net\n")
     (tmp_path / "networks").write_text("192.0.2.0/24\n")

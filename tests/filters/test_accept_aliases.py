@@ -1,4 +1,4 @@
-"""Aliases of accept: what becomes of their addresses, and which reply the client gets."""
+"""Aliases of the filter accept: their addresses, and the reply to the client."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PerRecipient(Sink):
-    """Answers each recipient by its local part, and keeps messages."""
+    """A sink whose reply depends on the local part of the recipient, and that keeps messages."""
 
     def __init__(self, **replies: str) -> None:
         self.replies = replies
@@ -71,7 +71,7 @@ async def test_in_lmtp_a_recipient_gets_the_worst_reply_of_its_addresses(
             await client.say("DATA")
         client.send("x\r\n.\r\n" if end == "DATA" else "BDAT 3 LAST\r\nx\r\n")
         replies = [(await client.reply()).text for _ in range(5)]
-        # two@ names no address that is not named before: it gets the worst of all replies.
+        # two@ adds no new address, so it gets the worst of all replies.
         assert replies == [
             "4.3.0 Later", "2.0.0 bob", "4.3.0 Later", "5.2.0 No", "2.0.0 Ok",
         ]  # fmt: skip
@@ -93,7 +93,7 @@ async def test_in_smtp_a_message_has_one_reply_for_all_addresses(tmp_path: Path)
 
 
 class Mailboxes:
-    """Knows some mailboxes, and keeps the addresses that it is asked about."""
+    """A handler that accepts some mailboxes, and records the addresses of RCPT."""
 
     def __init__(self, *unknown: str) -> None:
         self.unknown = unknown
@@ -113,7 +113,7 @@ class Mailboxes:
 
 
 @pytest.mark.parametrize("conditional", [lambda it: it, lambda it: Route(it, when={"tls": False})])
-async def test_handlers_behind_are_asked_about_each_address_of_an_alias(
+async def test_later_handlers_are_called_for_each_address_of_an_alias(
     tmp_path: Path, conditional: Any
 ) -> None:
     behind, kept = Mailboxes(), Collect()
@@ -138,13 +138,13 @@ async def test_handlers_behind_are_asked_about_each_address_of_an_alias(
 
 
 class Collecting:
-    """Has no opinion about recipients."""
+    """A sink without ``handle_RCPT``."""
 
     async def handle_RCPT(self, *_: Any) -> Any:
         return MISSING
 
 
-async def test_an_alias_counts_as_a_recipient_as_often_as_it_is_named(tmp_path: Path) -> None:
+async def test_each_rcpt_of_an_alias_counts_as_a_recipient(tmp_path: Path) -> None:
     async with (
         serve([accept(tmp_path), Collect()], max_recipients=5) as server,
         await Client.to(server.addresses[0]) as client,
@@ -156,7 +156,7 @@ async def test_an_alias_counts_as_a_recipient_as_often_as_it_is_named(tmp_path: 
         assert codes == [250, 250]
 
 
-async def test_an_alias_loop_is_451_and_a_line_of_the_log_with_client_and_session(
+async def test_an_alias_loop_gets_451_and_a_log_line_with_client_and_session(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     text = "a@example.com b@example.com\nb@example.com a@example.com\n"

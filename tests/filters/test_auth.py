@@ -1,4 +1,4 @@
-"""The handler auth in sessions, with a file of users."""
+"""The filter auth in sessions, with a file of users."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WORD = PASSWORD.decode()
 async def door(
     certificates: Certificates, *handlers: Any, **options: Any
 ) -> AsyncIterator[tuple[Client, Collect]]:
-    """Serve, and connect a client that has TLS."""
+    """Serve, and yield a client with TLS."""
     kept = Collect()
     chain = [*handlers, kept]
     async with connected("starttls", certificates, chain, authenticator=None, **options) as client:
@@ -45,7 +45,7 @@ async def door(
 
 
 @pytest.mark.parametrize("transport", ["starttls", "smtps"])
-async def test_a_user_of_the_file_authenticates_by_plain_and_login(
+async def test_a_user_of_the_file_can_authenticate_by_plain_and_login(
     transport: str, certificates: Certificates, users: str
 ) -> None:
     for lines in (
@@ -83,7 +83,7 @@ async def test_a_user_of_the_file_authenticates_by_plain_and_login(
         (["AUTH CRAM-MD5"], (504, "5.5.4")),
     ],
 )
-async def test_all_others_are_refused(
+async def test_wrong_credentials_are_refused(
     lines: list[str], answer: tuple[int, str], certificates: Certificates, users: str
 ) -> None:
     async with door(certificates, Auth(users)) as (client, _):
@@ -92,7 +92,7 @@ async def test_all_others_are_refused(
         assert code_and_enhanced(await client.say(RIGHT)) == (235, "2.7.0")
 
 
-async def test_a_client_that_has_authenticated_may_relay_and_its_name_goes_with_the_message(
+async def test_an_authenticated_client_may_relay_and_the_message_has_its_user_name(
     certificates: Certificates, users: str
 ) -> None:
     async with door(certificates, Auth(users), Accept(["example.com"])) as (client, kept):
@@ -107,7 +107,7 @@ async def test_a_client_that_has_authenticated_may_relay_and_its_name_goes_with_
     assert len(kept.messages) == 1
 
 
-async def test_the_log_has_the_user_and_no_secret(
+async def test_the_log_has_the_user_but_no_secret(
     certificates: Certificates, users: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -146,7 +146,7 @@ async def test_a_reload_reads_the_file_again(
             assert (await client.say(plain("dave", PASSWORD))).code == 235
 
 
-async def test_a_handler_serves_again_after_its_server_has_ended(
+async def test_a_handler_can_be_used_again_after_its_server_has_stopped(
     certificates: Certificates, users: str
 ) -> None:
     auth = Auth(users)
@@ -156,7 +156,7 @@ async def test_a_handler_serves_again_after_its_server_has_ended(
             assert (await client.say(RIGHT)).code == 235
 
 
-async def test_required_is_530_for_those_that_have_not_authenticated(
+async def test_with_required_an_unauthenticated_client_gets_530(
     certificates: Certificates, users: str
 ) -> None:
     async with door(certificates, Auth(users, required=True)) as (client, _):
@@ -167,13 +167,13 @@ async def test_required_is_530_for_those_that_have_not_authenticated(
         assert (await client.say(mail)).code == 250
 
 
-async def test_required_lets_no_stranger_relay(users: str) -> None:
+async def test_with_required_only_authenticated_clients_may_relay(users: str) -> None:
     relay = Relay("127.0.0.1:1")
     assert Chain([Auth(users), relay]).is_open_relay
     assert not Chain([Auth(users, required=True), relay]).is_open_relay
 
 
-async def test_with_when_auth_is_offered_to_some_alone(
+async def test_with_when_auth_is_offered_only_to_matching_clients(
     certificates: Certificates, users: str
 ) -> None:
     route = Route(Auth(users), when=When.of({"client": ["127.0.0.2"]}))
@@ -188,7 +188,7 @@ async def test_with_when_auth_is_offered_to_some_alone(
                 assert (await client.say("MAIL FROM:<a@example.com>")).code == 250
 
 
-async def test_of_two_handlers_the_first_decides_whose_condition_holds(
+async def test_the_first_auth_handler_with_a_matching_condition_decides(
     certificates: Certificates, users: str, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
@@ -210,7 +210,7 @@ async def test_of_two_handlers_the_first_decides_whose_condition_holds(
 @pytest.mark.parametrize(
     ("require", "offered"), [("always", []), ("plaintext", []), ("never", ["PLAIN", "LOGIN"])]
 )
-async def test_without_tls_a_password_is_taken_only_if_that_is_set(
+async def test_without_tls_a_password_is_accepted_only_if_configured(
     require: Any, offered: list[str], users: str
 ) -> None:
     async with serve([Auth(users, require_tls=require), Collect()]) as server:
@@ -226,13 +226,13 @@ async def test_without_tls_a_password_is_taken_only_if_that_is_set(
 # -- bad settings ----------------------------------------------------------------------------------
 
 
-def test_one_of_the_three_ways_has_to_be_chosen(users: str) -> None:
+def test_exactly_one_backend_has_to_be_configured(users: str) -> None:
     for keys in ({}, {"users": users, "dovecot": "unix:/run/x"}):
         with pytest.raises(HandlerError, match="needs one of users, dovecot and authenticator"):
-            Auth(**keys)  # type: ignore[arg-type]  # what is wrong is the number of them
+            Auth(**keys)  # type: ignore[arg-type]  # only the number of arguments matters
 
 
-def test_a_file_that_is_not_there_is_an_error_of_check(tmp_path: Path) -> None:
+def test_check_reports_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(HandlerError, match=r"cannot read .*none: No such file"):
         Auth(str(tmp_path / "none")).check()
 
@@ -247,7 +247,7 @@ def test_it_runs_under_aiosmtpd(users: str, certificates: Certificates) -> None:
     controller.start()
     try:
         with smtplib.SMTP("127.0.0.1", port) as client:
-            client._host = "localhost"  # type: ignore[attr-defined]  # what the certificate says
+            client._host = "localhost"  # type: ignore[attr-defined]  # set from the certificate
             client.starttls(context=certificates.client)
             client.ehlo()
             assert set(client.esmtp_features["auth"].split()) == {"PLAIN", "LOGIN"}

@@ -1,4 +1,4 @@
-"""The handler auth with Dovecot's service, which is slow, restarts, hangs, or says nonsense."""
+"""The filter auth with Dovecot's service: slow, restarted, hanging, and with protocol errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DOWN = (454, "4.7.0")
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service that was out of reach is tried again without a pause."""
+    """Try an unreachable service again without a pause."""
     monkeypatch.setattr(dovecot_service, "RETRY_SECONDS", 0.0)
 
 
@@ -40,7 +40,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 async def door(
     service: AuthService, certificates: Certificates, **keys: Any
 ) -> AsyncIterator[Client]:
-    """Serve with the service; yield a client that has TLS. At the end no connection is left."""
+    """Serve with the service; yield a client with TLS. At the end check that nothing is left."""
     async with listening(service, tcp=keys.pop("tcp", False)):
         auth = Auth(dovecot=service.address, **keys)
         chain = [auth, Collect()]
@@ -50,7 +50,7 @@ async def door(
 
 
 @pytest.mark.parametrize("tcp", [False, True])
-async def test_the_service_decides_and_learns_what_it_has_to_know(
+async def test_the_service_decides_and_gets_the_parameters_of_the_client(
     tcp: bool, certificates: Certificates
 ) -> None:
     service = AuthService()
@@ -66,7 +66,7 @@ async def test_the_service_decides_and_learns_what_it_has_to_know(
     assert service.connections == 1
 
 
-async def test_a_mechanism_of_several_steps_is_passed_on(certificates: Certificates) -> None:
+async def test_a_mechanism_with_several_steps_works(certificates: Certificates) -> None:
     service = AuthService(
         answers={"AUTH CRAM-MD5": challenge(b"<1@mx>"), "CONT": "OK\t{id}\tuser=carol\n"}
     )
@@ -79,7 +79,9 @@ async def test_a_mechanism_of_several_steps_is_passed_on(certificates: Certifica
         assert service.requests("CONT") == [["CONT", "1", b64("carol 0123")]]
 
 
-async def test_a_client_that_gives_up_is_cancelled(certificates: Certificates) -> None:
+async def test_the_request_of_a_client_that_cancels_is_cancelled(
+    certificates: Certificates,
+) -> None:
     service = AuthService(answers={"AUTH CRAM-MD5": challenge(b"x")})
     async with door(service, certificates) as client:
         await hello(client)
@@ -128,7 +130,7 @@ async def test_each_answer_has_its_reply(
         "x\n" * 1001,
     ],
 )
-async def test_nonsense_is_454_and_the_next_attempt_has_a_new_connection(
+async def test_a_protocol_error_gets_454_and_the_next_attempt_uses_a_new_connection(
     said: str, certificates: Certificates
 ) -> None:
     service = AuthService(answers={"AUTH PLAIN": said})
@@ -137,14 +139,14 @@ async def test_nonsense_is_454_and_the_next_attempt_has_a_new_connection(
         assert code_and_enhanced(await client.say(RIGHT)) == DOWN
         service.answers.clear()
         assert (await client.say(RIGHT)).code == 235
-    # What breaks the connection may have been Dovecot's end: so it is asked once more before 454.
+    # A lost connection may be a restart of Dovecot, so the request is repeated once before 454.
     assert service.connections == 3
 
 
 @pytest.mark.parametrize(
     "opening", ["", "220 mx ESMTP\r\n", "VERSION\t1\t2\n", "x" * 70_000, "SPID\t1\n" * 2000]
 )
-async def test_what_does_not_begin_as_the_service_is_454(
+async def test_a_server_with_another_protocol_gets_454(
     opening: str, certificates: Certificates
 ) -> None:
     service = AuthService(opening=opening)
@@ -153,7 +155,7 @@ async def test_what_does_not_begin_as_the_service_is_454(
         assert code_and_enhanced(await client.say(RIGHT)) == DOWN
 
 
-async def test_ehlo_does_not_wait_long_for_a_service_that_does_not_begin(
+async def test_ehlo_waits_only_shortly_for_a_service_that_sends_nothing(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dovecot_backend, "OFFER_SECONDS", 0.05)
@@ -166,7 +168,7 @@ async def test_ehlo_does_not_wait_long_for_a_service_that_does_not_begin(
         assert (await client.say(RIGHT)).code in {235, 503}
 
 
-async def test_a_service_that_never_answers_is_454_and_its_connection_is_closed(
+async def test_a_service_without_answers_gets_454_and_its_connection_is_closed(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = AuthService(answers={"AUTH PLAIN": None})
@@ -187,7 +189,7 @@ async def test_a_service_that_never_answers_is_454_and_its_connection_is_closed(
     assert any(line.startswith(f"Dovecot {service.address} is up again, after ") for line in lines)
 
 
-async def test_a_request_that_hangs_while_others_are_answered_ends_alone(
+async def test_a_request_that_hangs_while_others_are_answered_does_not_end_the_connection(
     certificates: Certificates,
 ) -> None:
     service = AuthService(answers={"AUTH CRAM-MD5": None})
@@ -210,7 +212,7 @@ async def test_a_request_that_hangs_while_others_are_answered_ends_alone(
     assert service.connections == 1
 
 
-async def test_too_many_requests_at_once_are_454_and_no_outage(
+async def test_too_many_concurrent_requests_get_454_and_are_no_outage(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dovecot_connection, "MOST_REQUESTS", 1)
@@ -231,7 +233,7 @@ async def test_too_many_requests_at_once_are_454_and_no_outage(
             await other.close()
 
 
-async def test_a_service_that_restarts_is_asked_again_and_may_have_other_mechanisms(
+async def test_a_restarted_service_is_used_again_with_its_new_mechanisms(
     certificates: Certificates,
 ) -> None:
     service = AuthService()
@@ -246,7 +248,7 @@ async def test_a_service_that_restarts_is_asked_again_and_may_have_other_mechani
     assert service.connections == 2
 
 
-async def test_a_connection_that_is_lost_before_an_answer_is_tried_once_more(
+async def test_a_request_is_repeated_once_if_the_connection_is_lost_before_an_answer(
     certificates: Certificates,
 ) -> None:
     service = AuthService()
@@ -267,7 +269,9 @@ async def test_a_connection_that_is_lost_before_an_answer_is_tried_once_more(
     assert (lost, service.connections) == (1, 2)
 
 
-async def test_a_connection_that_is_lost_in_the_middle_is_454(certificates: Certificates) -> None:
+async def test_a_connection_lost_in_the_middle_of_an_exchange_gets_454(
+    certificates: Certificates,
+) -> None:
     service = AuthService(answers={"AUTH CRAM-MD5": challenge(b"x")})
     async with door(service, certificates) as client:
         await hello(client)
@@ -277,7 +281,7 @@ async def test_a_connection_that_is_lost_in_the_middle_is_454(certificates: Cert
         assert (await client.say(RIGHT)).code == 235
 
 
-async def test_a_long_response_is_refused_here_as_dovecot_would_end_the_connection(
+async def test_a_response_longer_than_dovecots_limit_is_not_sent_to_dovecot(
     certificates: Certificates,
 ) -> None:
     service = AuthService(answers={"AUTH CRAM-MD5": challenge(b"x")})
@@ -291,10 +295,10 @@ async def test_a_long_response_is_refused_here_as_dovecot_would_end_the_connecti
     assert service.connections == 1
 
 
-async def test_no_request_begins_on_an_old_connection_and_one_that_goes_on_is_not_cut(
+async def test_an_old_connection_gets_no_new_request_but_finishes_its_current_one(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a reload of Dovecot its old process goes on as long as there is a connection."""
+    """After a reload Dovecot's old process serves existing connections with the old settings."""
     monkeypatch.setattr(dovecot_service, "FRESH_SECONDS", 0.3)
     service = AuthService(
         answers={"AUTH CRAM-MD5": challenge(b"x"), "CONT": "OK\t{id}\tuser=bob\n"}
@@ -329,7 +333,7 @@ async def test_many_sessions_share_one_connection(certificates: Certificates) ->
     assert service.connections == 1
 
 
-async def test_failures_of_dovecot_count_and_temporary_ones_do_not(
+async def test_wrong_credentials_count_as_failures_and_temporary_errors_do_not(
     certificates: Certificates,
 ) -> None:
     service = AuthService(answers={"AUTH LOGIN": "FAIL\t{id}\ttemp\n"})
@@ -344,7 +348,7 @@ async def test_failures_of_dovecot_count_and_temporary_ones_do_not(
     ("require", "offered"),
     [("plaintext", ["CRAM-MD5"]), ("never", ["PLAIN", "LOGIN", "CRAM-MD5"])],
 )
-async def test_without_tls_mechanisms_that_show_no_password_are_offered_if_that_is_set(
+async def test_without_tls_mechanisms_that_hide_the_password_are_offered_if_configured(
     require: Any, offered: list[str]
 ) -> None:
     service = AuthService(
@@ -363,6 +367,6 @@ async def test_without_tls_mechanisms_that_show_no_password_are_offered_if_that_
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "mx:example.com", "", "smtp:127.0.0.1:25"])
-def test_an_address_that_is_none_is_an_error(address: str) -> None:
+def test_an_invalid_address_is_an_error(address: str) -> None:
     with pytest.raises(SettingError, match="write unix:PATH or HOST:PORT"):
         Auth(dovecot=address)

@@ -1,4 +1,4 @@
-"""The limits of failed attempts to authenticate: counts, without sockets and by a clock of ours."""
+"""The limits of failed attempts to authenticate, without sockets and with a test clock."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def refused(made: Failures, client: str = "192.0.2.1", user: str = "bob") 
         return error.reply
 
 
-def test_a_client_cannot_choose_guesses_that_count_as_one() -> None:
+def test_a_client_cannot_choose_different_guesses_that_count_as_one() -> None:
     client, seen = "192.0.2.1", dict[bytes, bytes]()
     for number in range(10_000):
         guess = b"PLAIN\n\0bob\0%d" % number
@@ -62,7 +62,7 @@ def test_a_client_cannot_choose_guesses_that_count_as_one() -> None:
 
 
 class Fleet:
-    """The counts of other nodes."""
+    """The shared counts of all nodes."""
 
     key = bytes(range(16))
 
@@ -79,7 +79,7 @@ class Fleet:
         return key, dict.fromkeys(known, count.seconds)
 
 
-async def test_nodes_hash_guesses_and_names_with_the_key_of_the_one_that_told_first() -> None:
+async def test_all_nodes_hash_guesses_and_names_with_the_key_of_the_first_node() -> None:
     fleet = Fleet()
     made, there = counts(2, 4)[0], counts(2, 4)[0]
     for each in (made, there):
@@ -91,7 +91,7 @@ async def test_nodes_hash_guesses_and_names_with_the_key_of_the_one_that_told_fi
     assert made.failed("192.0.2.1", "bob", b"another"), "the guess is counted once"
 
 
-async def test_sessions_that_learn_the_key_at_once_have_each_guess_counted() -> None:
+async def test_each_guess_is_counted_if_sessions_get_the_shared_key_concurrently() -> None:
     fleet = Fleet()
     made, _ = counts(of_client=3)
     guesses = [b"1", b"2"]
@@ -103,7 +103,7 @@ async def test_sessions_that_learn_the_key_at_once_have_each_guess_counted() -> 
     assert made.failed("192.0.2.1", "", b"3")
 
 
-async def test_a_user_with_too_many_failures_at_all_nodes_is_refused_to_strangers_alone() -> None:
+async def test_a_user_at_the_shared_limit_is_refused_only_to_unknown_clients() -> None:
     fleet = Fleet()
     here, there = counts(0, 2)[0], counts(0, 2)[0]
     await there.succeeded("192.0.2.1", "bob", fleet.share)
@@ -116,7 +116,7 @@ async def test_a_user_with_too_many_failures_at_all_nodes_is_refused_to_stranger
         assert await refused(here, client) == reply
 
 
-async def test_nodes_are_told_of_a_log_in_once_a_day_and_of_none_without_a_limit() -> None:
+async def test_a_log_in_is_shared_once_a_day_and_never_without_a_limit() -> None:
     fleet = Fleet()
     made, clock = counts(0, 2)
     for _ in range(3):
@@ -129,7 +129,7 @@ async def test_nodes_are_told_of_a_log_in_once_a_day_and_of_none_without_a_limit
     assert len(fleet.told) == 2
 
 
-async def test_a_client_is_refused_after_its_failures_and_until_they_are_old() -> None:
+async def test_a_client_at_its_limit_is_refused_until_its_failures_expire() -> None:
     made, clock = counts(3)
     for number in range(3):
         assert await refused(made) == ""
@@ -144,7 +144,7 @@ async def test_a_client_is_refused_after_its_failures_and_until_they_are_old() -
     assert await refused(made) == TOO_MANY_FAILURES
 
 
-async def test_the_same_credentials_again_are_no_other_guess() -> None:
+async def test_the_same_wrong_credentials_count_once() -> None:
     made, _ = counts(2)
     for _ in range(5):
         assert not made.failed("192.0.2.1", "bob", b"old password")
@@ -153,7 +153,7 @@ async def test_the_same_credentials_again_are_no_other_guess() -> None:
     assert not made.failed("192.0.2.1", "bob", b"a third")
 
 
-async def test_a_user_is_refused_to_clients_that_never_were_this_user() -> None:
+async def test_a_user_at_the_limit_is_refused_to_clients_that_never_authenticated_as_it() -> None:
     made, clock = counts(0, 2)
     await made.succeeded("192.0.2.1", "bob", None)
     made.failed("198.51.100.1", "bob", b"1")
@@ -180,7 +180,7 @@ async def test_0_is_no_limit_and_a_client_without_a_key_is_not_counted() -> None
     assert await refused(made, "") == ""
 
 
-async def test_attempts_that_go_on_count_so_that_many_at_once_guess_no_more_often() -> None:
+async def test_concurrent_attempts_cannot_exceed_the_limit() -> None:
     made, _ = counts(3)
     asked = 0
     go = asyncio.Event()
@@ -226,7 +226,7 @@ async def test_attempts_of_one_client_wait_for_each_other_and_those_of_another_d
     assert made._running == {}
 
 
-async def test_a_turn_that_was_given_to_one_who_left_is_given_to_the_next() -> None:
+async def test_when_a_woken_waiter_is_cancelled_the_next_one_is_woken() -> None:
     made, _ = counts(0)
     go = asyncio.Event()
     done = []
@@ -240,7 +240,7 @@ async def test_a_turn_that_was_given_to_one_who_left_is_given_to_the_next() -> N
     await until(lambda: made._running and len(next(iter(made._running.values())).waiters) == 2)
     go.set()
     await asyncio.wait(tasks[:1])
-    tasks[1].cancel()  # it has been woken, perhaps, and has not run yet
+    tasks[1].cancel()  # it may have been woken, but has not run yet
     await asyncio.wait(tasks)
     assert done[0] == "a"
     assert done[-1] == "c"
@@ -264,7 +264,7 @@ def kept(made: Failures) -> list[Attempts]:
     return [each for each in vars(made).values() if isinstance(each, Attempts)]
 
 
-async def test_neither_names_nor_what_was_guessed_are_kept_or_told() -> None:
+async def test_names_and_credentials_are_neither_stored_nor_shared() -> None:
     made, fleet = counts(3, 3)[0], Fleet()
     client, user, guess = "192.0.2.1", "bob@example.com", b"\0bob@example.com\0open sesame"
     made.failed(client, user, guess)

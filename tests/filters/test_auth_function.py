@@ -1,4 +1,4 @@
-"""The handler auth with an authenticator of a program's own."""
+"""The filter auth with a Python function."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Look(Discard):
         return "250 OK"
 
 
-async def test_an_authenticator_of_ones_own_decides_and_the_limits_hold_for_it(
+async def test_a_custom_authenticator_decides_and_the_limits_apply_to_it(
     certificates: Certificates,
 ) -> None:
     look = Look()
@@ -54,7 +54,7 @@ async def test_an_authenticator_of_ones_own_decides_and_the_limits_hold_for_it(
     assert look.seen == [{"id": 7}]
 
 
-async def test_an_authenticator_that_raises_or_hangs_is_451(certificates: Certificates) -> None:
+async def test_an_authenticator_that_raises_or_hangs_gets_451(certificates: Certificates) -> None:
     async def fail(*_: Any) -> AuthResult:
         raise RuntimeError("secret")
 
@@ -73,7 +73,7 @@ async def test_an_authenticator_that_raises_or_hangs_is_451(certificates: Certif
         assert auth._failures._running == {}
 
 
-def test_an_authenticator_is_named_on_a_command_line(
+def test_an_authenticator_can_be_configured_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_auth_of_a_test.py").write_text(

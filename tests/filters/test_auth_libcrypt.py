@@ -1,4 +1,4 @@
-"""Hashes of crypt(3): those of several programs, by libcrypt and without it."""
+"""Hashes of crypt(3) from several programs, with libcrypt and without it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def made_by(*command: str) -> str:
         "htpasswd -nb2 bob",
     ],
 )
-def test_a_hash_of_mkpasswd_and_htpasswd_is_taken(command: str) -> None:
+def test_hashes_of_mkpasswd_and_htpasswd_are_accepted(command: str) -> None:
     made = made_by(*command.split(), WORD)
     if made.startswith(("$y", "$gy", "$7")):
         needs_libcrypt(made)
@@ -81,7 +81,7 @@ def test_a_hash_of_mkpasswd_and_htpasswd_is_taken(command: str) -> None:
     assert not parsed.weak
 
 
-def test_threads_compute_at_once_and_each_gets_its_own_answer() -> None:
+def test_concurrent_threads_get_correct_results() -> None:
     needs_libcrypt()
     right = PasswordHash(YESCRYPT)
     words = [b"open sesame", b"wrong"] * 8
@@ -89,7 +89,7 @@ def test_threads_compute_at_once_and_each_gets_its_own_answer() -> None:
         assert list(threads.map(right.verify, words)) == [True, False] * 8
 
 
-def test_libcrypt_computes_sha_without_the_lock_of_the_interpreter_where_it_can(
+def test_libcrypt_computes_sha_if_available_without_the_interpreter_lock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     needs_libcrypt(SHA512)
@@ -119,7 +119,7 @@ def test_without_libcrypt_a_yescrypt_hash_is_an_error_with_its_line_and_sha_is_c
         "$7$GU..../....abcdefgh$" + "A" * 43,
     ],
 )
-def test_a_hash_may_take_a_gibibyte(text: str) -> None:
+def test_a_hash_may_need_a_gibibyte_of_memory(text: str) -> None:
     needs_libcrypt(text)
     PasswordHash(text)
 
@@ -134,13 +134,13 @@ def test_a_hash_may_take_a_gibibyte(text: str) -> None:
         "$7$CU....zzzzzabcdefgh$" + "A" * 43,
     ],
 )
-def test_a_hash_that_takes_more_is_none(text: str) -> None:
+def test_a_hash_that_needs_more_memory_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="needs more than 1024 MiB"):
         PasswordHash(text)
 
 
 def is_of(text: str, password: bytes) -> bool:
-    """Whether a text is the hash of a password; false if it is none."""
+    """Return whether a text is the hash of a password; False if it is not a hash."""
     try:
         return PasswordHash(text).verify(password)
     except (ValueError, HashError):
@@ -149,13 +149,13 @@ def is_of(text: str, password: bytes) -> bool:
 
 @given(st.text("$.jyg769TU/Az\0: ", max_size=12), st.integers(7, 80))
 @example("", 7)
-def test_any_text_is_a_hash_that_is_verified_or_none(text: str, place: int) -> None:
+def test_any_text_is_a_usable_hash_or_a_value_error(text: str, place: int) -> None:
     needs_libcrypt()
     spoilt = YESCRYPT[:place] + text + YESCRYPT[place + len(text) :]
     assert is_of(spoilt, b"open sesame") == (spoilt == YESCRYPT)
 
 
-async def test_a_hash_that_cannot_be_computed_is_no_wrong_password(
+async def test_a_hash_that_cannot_be_computed_does_not_count_as_a_wrong_password(
     certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     needs_libcrypt()

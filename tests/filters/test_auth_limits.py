@@ -1,4 +1,4 @@
-"""The handler auth in sessions: limits of failures, and of attempts at once."""
+"""The filter auth in sessions: limits of failures and of concurrent attempts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 
-async def test_a_client_with_too_many_failures_is_refused_in_later_sessions_too(
+async def test_a_client_at_its_limit_is_refused_in_later_sessions(
     certificates: Certificates, users: str
 ) -> None:
     auth = Auth(users, max_failures=2)
@@ -35,7 +35,7 @@ async def test_a_client_with_too_many_failures_is_refused_in_later_sessions_too(
             assert (await client.say(RIGHT)).code == 235
 
 
-async def test_the_same_credentials_by_plain_and_by_login_are_one_guess(
+async def test_the_same_credentials_by_plain_and_login_count_once(
     certificates: Certificates, users: str
 ) -> None:
     auth = Auth(users, max_failures=2)
@@ -51,7 +51,7 @@ async def test_the_same_credentials_by_plain_and_by_login_are_one_guess(
             assert (await client.say(RIGHT)).code == 421
 
 
-async def test_a_client_with_too_many_failures_is_denied_if_that_is_set(
+async def test_a_client_at_its_limit_is_denied_by_the_gate_if_configured(
     certificates: Certificates, users: str
 ) -> None:
     auth = Auth(users, max_failures=1, deny=60.0)
@@ -65,7 +65,7 @@ async def test_a_client_with_too_many_failures_is_denied_if_that_is_set(
         assert server.undeny("127.0.0.1")
 
 
-async def test_a_host_that_names_its_clients_is_not_denied_itself(
+async def test_a_host_that_sends_xclient_is_not_denied(
     certificates: Certificates, users: str
 ) -> None:
     auth = Auth(users, max_failures=1, deny=60.0, require_tls="never")
@@ -81,7 +81,7 @@ async def test_a_host_that_names_its_clients_is_not_denied_itself(
             assert found == denied
 
 
-async def test_a_user_with_too_many_failures_is_454_to_strangers(
+async def test_a_user_at_the_limit_gets_454_from_unknown_clients(
     certificates: Certificates, users: str
 ) -> None:
     auth = Auth(users, max_user_failures=2)
@@ -92,7 +92,7 @@ async def test_a_user_with_too_many_failures_is_454_to_strangers(
         assert code_and_enhanced(await client.say(RIGHT)) == (454, "4.7.0")
 
 
-async def test_a_flood_of_attempts_waits_and_is_454_when_too_many_wait(
+async def test_attempts_wait_for_a_thread_and_get_454_when_too_many_wait(
     certificates: Certificates, users: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(password_threads, "MOST_WAITING", 0)
@@ -105,7 +105,7 @@ async def test_a_flood_of_attempts_waits_and_is_454_when_too_many_wait(
     monkeypatch.setattr(Users, "verify", verify)
     monkeypatch.setattr(password_threads, "THREADS", 2)
     async with serve([Auth(users), Collect()], tls_context=certificates.server) as server:
-        # Of one client, each attempt would wait for the one before.
+        # The attempts of one client would wait for each other.
         hosts = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
         address = server.addresses[0]
         clients = [await tls_client(address, certificates, host) for host in hosts]
@@ -113,19 +113,19 @@ async def test_a_flood_of_attempts_waits_and_is_454_when_too_many_wait(
             client.send(f"{RIGHT}\r\n")
             await asyncio.to_thread(held.acquire)
         assert code_and_enhanced(await clients[2].say(RIGHT)) == (454, "4.7.0")
-        # Other handlers have their threads.
+        # The threads of other handlers are free.
         assert await asyncio.to_thread(lambda: True)
         clients[0].reset()
         go.set()
         assert (await clients[1].reply()).code == 235
         for client in clients:
             await client.close()
-        for _ in range(3):  # what they took is free again
+        for _ in range(3):  # all threads are free again
             async with await tls_client(address, certificates) as client:
                 assert (await client.say(RIGHT)).code == 235
 
 
-async def test_one_network_does_not_take_all_threads(
+async def test_one_network_cannot_occupy_all_threads(
     certificates: Certificates, users: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(password_threads, "MOST_OF_NETWORK", 2)
@@ -154,7 +154,7 @@ async def test_one_network_does_not_take_all_threads(
             assert (await client.say(RIGHT)).code == 235
 
 
-async def test_an_exempt_client_has_no_limit_of_its_own(
+async def test_an_exempt_client_has_no_limit_of_failures(
     certificates: Certificates, users: str
 ) -> None:
     options: dict[str, Any] = {"tls_context": certificates.server, "exempt": ["127.0.0.1"]}
@@ -176,6 +176,6 @@ async def test_a_client_of_ipv6_is_counted_by_its_network(
 
 
 def server_of(host: str) -> Any:
-    """Return as much of a session as the handler asks."""
+    """Return the parts of a session that the handler needs."""
     session = a_session(peer=(host, 4025), ssl={})
     return SimpleNamespace(session=session, envelope=an_envelope(None))

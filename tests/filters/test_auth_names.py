@@ -1,4 +1,4 @@
-"""Whom a client claims to be: read from what it says to a mechanism, whatever that is."""
+"""The user name that a client claims, in its response to any mechanism."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ from smtpd_fork.filters.auth.dovecot_backend import DovecotBackend
         ("XOAUTH2", b"user=bob\x01auth=Bearer a\x01\x01"),
     ],
 )
-def test_each_mechanism_has_its_own_way_to_name_a_user(mechanism: str, response: bytes) -> None:
+def test_the_user_name_is_found_in_the_response_of_each_mechanism(
+    mechanism: str, response: bytes
+) -> None:
     assert claimed_user(mechanism, response) == "bob"
 
 
-def test_commas_and_equals_signs_of_a_name_are_written_otherwise() -> None:
+def test_escaped_commas_and_equals_signs_are_decoded() -> None:
     assert claimed_user("SCRAM-SHA-256", b"n,,n=a=2Cb=3Dc,r=x") == "a,b=c"
     assert claimed_user("OAUTHBEARER", b"n,a=a=2Cb,\x01auth=x\x01\x01") == "a,b"
 
 
 @given(st.sampled_from([*DovecotBackend.known, "X-NEW"]), st.binary(max_size=400))
-def test_any_response_names_somebody_or_nobody(mechanism: str, response: bytes) -> None:
+def test_any_response_gives_a_bounded_name(mechanism: str, response: bytes) -> None:
     assert len(claimed_user(mechanism, response)) <= LONGEST_USER + 1
     plain_parts(response)
 
@@ -48,7 +50,7 @@ def test_any_response_names_somebody_or_nobody(mechanism: str, response: bytes) 
         (["250-mx", "250 HELP"], ["X"], ["250-mx", "250 HELP"]),
     ],
 )  # fmt: skip
-def test_an_offer_is_replaced_where_there_is_one(
+def test_an_existing_auth_line_of_ehlo_is_replaced(
     lines: list[str], offered: list[str], changed: list[str]
 ) -> None:
     assert with_mechanisms(lines, {"PLAIN", "LOGIN"}, offered) == changed

@@ -1,4 +1,4 @@
-"""The handler auth between real programs: Dovecot decides, and real clients authenticate."""
+"""The filter auth with real programs: Dovecot, and clients that authenticate."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 async def submission(
     address: str, certificates: Certificates, **keys: Any
 ) -> AsyncIterator[tuple[Server, Collect]]:
-    """Serve as a submission server does, with implicit TLS and with STARTTLS."""
+    """Serve like a submission server, with implicit TLS and with STARTTLS."""
     kept = Collect()
     chain = [Auth(dovecot=address, required=True, **keys), Accept(["example.com"]), kept]
     listen = ["127.0.0.1:0", "smtps:127.0.0.1:0"]
@@ -102,7 +102,7 @@ async def test_gsasl_authenticates_by_all_mechanisms_of_dovecot(
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
-async def test_swaks_submits_a_message_to_anywhere(
+async def test_swaks_submits_a_message_to_any_domain(
     mechanism: str, a_dovecot: Dovecot, certificates: Certificates
 ) -> None:
     async with submission(a_dovecot.auth, certificates) as (server, kept):
@@ -145,9 +145,7 @@ async def test_curl_and_smtplib_submit(a_dovecot: Dovecot, certificates: Certifi
         assert len(kept.messages) == 4
 
 
-async def test_tokens_of_oauth_are_judged_by_dovecot(
-    certificates: Certificates, tmp_path: Path
-) -> None:
+async def test_dovecot_verifies_oauth_tokens(certificates: Certificates, tmp_path: Path) -> None:
     app = App()
     async with running(app):
         settings = tmp_path / "oauth2.conf"
@@ -184,7 +182,7 @@ async def test_tokens_of_oauth_are_judged_by_dovecot(
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped", "restarted"])
-async def test_dovecot_ends_while_sessions_authenticate_and_comes_back(
+async def test_sessions_survive_a_restart_of_dovecot(
     how: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if how == "restarted":
@@ -209,7 +207,7 @@ async def test_dovecot_ends_while_sessions_authenticate_and_comes_back(
                 else:
                     await asyncio.to_thread(running.stop)
                 reply = code_and_enhanced(await one.say(b64(f"{USER} 0123")))
-                # One that is ended in peace goes on as long as there is a connection.
+                # After SIGTERM the process would run as long as there is a connection.
                 assert reply == ((535, "5.7.8") if how == "restarted" else (454, "4.7.0"))
                 if how == "stopped":
                     assert (await two.say(PLAIN)).code == 454
@@ -233,7 +231,7 @@ async def test_dovecot_ends_while_sessions_authenticate_and_comes_back(
             await until(lambda: server.sessions == 0)
 
 
-async def test_a_long_response_does_not_end_the_connection_of_the_others(
+async def test_a_long_response_does_not_close_the_shared_connection(
     a_dovecot: Dovecot, certificates: Certificates
 ) -> None:
     async with submission(a_dovecot.auth, certificates) as (server, _):

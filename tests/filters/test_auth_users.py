@@ -1,4 +1,4 @@
-"""The file of users: hashes of several programs, lines that are wrong, and who may read it."""
+"""The file of users: hashes of several programs, lines with errors, and file permissions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def file(tmp_path: Path) -> Path:
     "scheme", ["ARGON2ID", "ARGON2I", "BLF-CRYPT", "SHA512-CRYPT", "SHA256-CRYPT", "MD5-CRYPT"]
 )
 @pytest.mark.parametrize("prefixed", [True, False])
-def test_a_hash_of_doveadm_is_taken(scheme: str, prefixed: bool, file: Path) -> None:
+def test_hashes_of_doveadm_are_accepted(scheme: str, prefixed: bool, file: Path) -> None:
     made = subprocess.run(
         [peer("doveadm"), "pw", "-s", scheme, "-p", "open sesame"],
         capture_output=True, text=True, check=True,
@@ -53,7 +53,7 @@ def test_a_hash_of_doveadm_is_taken(scheme: str, prefixed: bool, file: Path) -> 
 
 
 @pytest.mark.parametrize("option", ["-6", "-5", "-1", "-apr1"])
-def test_a_hash_of_openssl_is_taken(option: str, file: Path) -> None:
+def test_hashes_of_openssl_are_accepted(option: str, file: Path) -> None:
     made = subprocess.run(
         [peer("openssl"), "passwd", option, "pässword"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -62,7 +62,7 @@ def test_a_hash_of_openssl_is_taken(option: str, file: Path) -> None:
     assert not users.verify("bob", "pässword".encode())
 
 
-def test_a_passwd_file_of_dovecot_is_taken_but_for_fields_that_restrict_a_user(file: Path) -> None:
+def test_a_dovecot_passwd_file_is_accepted_except_fields_that_restrict_a_user(file: Path) -> None:
     users = read(
         file,
         f"bob:{BCRYPT}:1000:1000:Bob:/home/bob:/bin/sh:userdb_quota_rule=*:bytes=1G\n"
@@ -92,7 +92,7 @@ def test_a_passwd_file_of_dovecot_is_taken_but_for_fields_that_restrict_a_user(f
         *("x" * 300 + f":{BCRYPT}", "bob:$6$" + "x" * 600, "bob:" + BCRYPT + "ä"),
     ],
 )  # fmt: skip
-def test_a_line_that_is_wrong_is_reported_without_its_secret_and_the_rest_holds(
+def test_a_bad_line_is_reported_without_its_hash_and_the_rest_is_used(
     line: str, file: Path
 ) -> None:
     users = read(file, f"# the users\n\nalice:{BCRYPT}\n{line}\nzoe:{BCRYPT}\n")
@@ -105,26 +105,26 @@ def test_a_line_that_is_wrong_is_reported_without_its_secret_and_the_rest_holds(
         assert len(fault) < 400
 
 
-def test_a_user_who_is_there_twice_has_the_first_hash(file: Path) -> None:
+def test_the_first_line_of_a_duplicate_user_is_used(file: Path) -> None:
     users = read(file, f"bob:{BCRYPT}\nBOB:*\n")
     assert users.faults == [f"{file}, line 2: user 'BOB' is defined twice: the first line is used"]
     assert len(users) == 1
 
 
-def test_of_many_wrong_lines_some_are_reported(file: Path) -> None:
+def test_the_number_of_reported_lines_is_limited(file: Path) -> None:
     users = read(file, "x\n" * 100)
     assert len(users.faults) == MOST_REPORTED + 1
     assert users.faults[-1] == f"{file}: 80 more lines have errors"
 
 
 @pytest.mark.parametrize("hashed", ["*", "!", "", "x", "!" + BCRYPT, "*" + BCRYPT])
-def test_a_user_who_is_locked_cannot_authenticate(hashed: str, file: Path) -> None:
+def test_a_locked_user_cannot_authenticate(hashed: str, file: Path) -> None:
     users = read(file, f"bob:{hashed}\nalice:{BCRYPT}\n")
     assert users.faults == []
     assert not any(users.verify("bob", word) for word in (b"", b"x", b"*", hashed.encode()))
 
 
-def test_a_file_that_others_may_read_is_a_warning_and_one_that_they_may_write_an_error(
+def test_a_world_readable_file_is_a_warning_and_a_world_writable_one_an_error(
     file: Path,
 ) -> None:
     assert read(file, f"bob:{BCRYPT}\n", 0o640).faults == []
@@ -135,7 +135,7 @@ def test_a_file_that_others_may_read_is_a_warning_and_one_that_they_may_write_an
 
 
 @pytest.mark.parametrize("users", [0, 1, 20])
-def test_a_user_who_is_not_there_costs_a_hash_like_one_who_is(
+def test_a_hash_is_computed_for_an_unknown_user_as_well(
     users: int, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = read(file, "".join(f"user{number}:{BCRYPT}\n" for number in range(users)))
@@ -148,7 +148,7 @@ def test_a_user_who_is_not_there_costs_a_hash_like_one_who_is(
     monkeypatch.setattr(PasswordHash, "verify", verify)
     assert not any(found.verify("nobody", b"x") for _ in range(5))
     assert len(computed) == 5
-    assert len(set(computed)) == 1  # always the same one
+    assert len(set(computed)) == 1  # always the same hash
     for number in range(users):
         assert found.verify(f"user{number}", b"x")
     assert len(computed) == 5 + users
@@ -159,7 +159,7 @@ def test_any_password_is_right_or_wrong(password: bytes) -> None:
     assert PasswordHash(BCRYPT).verify(password) is False
 
 
-def test_what_no_password_can_be_is_wrong_whatever_the_hash() -> None:
+def test_an_impossible_password_is_wrong_for_every_hash() -> None:
     of_x = PasswordHash("$2b$04$abcdefghijklmnopqrstuuPp7HPfoAs8I2dCQCQ/fW7zEJv8I8C8e")
     assert of_x.verify(b"x")
     assert not any(of_x.verify(word) for word in (b"", b"x" * 2000, b"x\0", b"\0x"))

@@ -1,4 +1,4 @@
-"""Sessions that wait cost the peers of filters nothing."""
+"""Idle sessions need no connections to the programs of filters."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ async def test_an_idle_session_has_no_connection_to_a_peer_of_five_filters(users
             Collect(),
         ]
         async with serve(filters) as server:
-            connections = 0  # those of the start, which looks whether the peers are there
+            connections = 0  # the connections of the checks at the start
             tasks = len(asyncio.all_tasks())
             for _ in range(20):
                 client = await clients.enter_async_context(await Client.to(server.addresses[0]))
                 await client.greet()
             assert (server.sessions, connections) == (20, 0)
-            assert len(asyncio.all_tasks()) <= tasks + 1  # the sweep of all sessions
+            assert (
+                len(asyncio.all_tasks()) <= tasks + 1
+            )  # the task that checks the deadlines of all sessions
             await clients.aclose()

@@ -1,4 +1,4 @@
-"""Maps of recipients: what is written is what is read, and a bad line is named."""
+"""Maps of recipients: rules are found as they were written, and errors contain the line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MEANINGS = {
     "DEFER": "450 4.7.1 Not accepted now, try again later",
     "REJECT 5.2.1 x": "550 5.2.1 x",
 }
-"""Actions that are not read as they are written."""
+"""Actions whose parsed form differs from the text."""
 
 NOISE = st.sampled_from(["", "# a comment", "\t ", "#"])
 
@@ -68,7 +68,7 @@ def refused(directory: Path, text: str | bytes) -> str:
     upper=st.booleans(),
     piece=st.integers(1, 200),
 )
-def test_every_rule_that_is_written_is_found_whatever_is_between_and_however_it_is_read(
+def test_every_rule_of_any_map_is_found(
     tmp_path_factory: pytest.TempPathFactory,
     rules: dict[str, str],
     noise: list[str],
@@ -90,13 +90,13 @@ def test_every_rule_that_is_written_is_found_whatever_is_between_and_however_it_
         assert found(read_back, address.upper()) == MEANINGS.get(action, action)
 
 
-def test_an_address_that_begins_as_a_code_is_an_address(tmp_path: Path) -> None:
+def test_an_address_that_begins_with_three_digits_is_not_a_reply(tmp_path: Path) -> None:
     rules = read(tmp_path, "a@example.com 400-a@example.com 550-@example.com\n")
     assert found(rules, "a@example.com") == "400-a@example.com 550-@example.com"
 
 
 @given(data=st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
-def test_garbage_is_a_map_or_an_error_with_file_and_line(
+def test_any_bytes_are_a_map_or_an_error_with_file_and_line(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:
     said = "recipients.map, line 1: nothing is wrong"
@@ -119,7 +119,7 @@ LEFT = st.sampled_from(
     left=LEFT,
     right=ACTIONS | st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=20),
 )
-def test_a_left_and_any_right_side_are_a_rule_or_an_error_of_line_1(
+def test_any_right_hand_side_is_a_rule_or_an_error_with_its_line(
     tmp_path_factory: pytest.TempPathFactory, left: str, right: str
 ) -> None:
     said = "recipients.map, line 1:"
@@ -130,7 +130,7 @@ def test_a_left_and_any_right_side_are_a_rule_or_an_error_of_line_1(
     assert "recipients.map, line 1:" in said
 
 
-def test_the_first_of_address_extension_pattern_and_domain_counts(tmp_path: Path) -> None:
+def test_rules_are_searched_by_address_extension_pattern_and_domain(tmp_path: Path) -> None:
     text = "@b.c 550 domain\n/^bob/ 550 pattern\n/^bob/i 550 later\nbob@b.c 550 user\n"
     rules = read(tmp_path, f"{text}bob+x@b.c 550 address\n")
     assert found(rules, "bob+x@b.c") == "550 address"
@@ -141,7 +141,7 @@ def test_the_first_of_address_extension_pattern_and_domain_counts(tmp_path: Path
     assert found(rules, "carol@other.example") is None
 
 
-def test_the_forms_of_one_address_are_one(tmp_path: Path) -> None:
+def test_equivalent_forms_of_an_address_find_the_same_rule(tmp_path: Path) -> None:
     text = '"john doe"@b.c 550 quoted\nmüller@bücher.example 550 idn\nplain@b.c 550 plain\n'
     rules = read(tmp_path, text)
     assert found(rules, '"John\\ Doe"@B.C') == "550 quoted"
@@ -150,16 +150,16 @@ def test_the_forms_of_one_address_are_one(tmp_path: Path) -> None:
     assert found(rules, '"plain"@b.c.') == "550 plain"
 
 
-def test_a_sign_that_is_a_letter_of_ascii_in_lower_case_is_another_domain() -> None:
+def test_a_character_whose_lower_case_is_ascii_is_another_domain() -> None:
     assert mailbox_of("x@ban\N{KELVIN SIGN}.example").domain != "bank.example"
 
 
-def test_a_line_that_begins_with_a_blank_continues_the_one_before(tmp_path: Path) -> None:
+def test_a_line_that_begins_with_a_blank_continues_the_previous_line(tmp_path: Path) -> None:
     rules = read(tmp_path, "all@b.c a@b.c,\n  b@b.c\n\tc@b.c\nx@b.c\n")
     assert (len(rules), found(rules, "all@b.c")) == (2, "a@b.c b@b.c c@b.c")
 
 
-def test_the_smallest_network_around_a_client_counts(tmp_path: Path) -> None:
+def test_the_smallest_network_that_contains_the_client_is_used(tmp_path: Path) -> None:
     rules = read(
         tmp_path, "192.0.2.0/24 REJECT\n192.0.2.1 OK\n2001:db8::/32 DEFER 451 4.7.1 Wait\n"
     )
@@ -200,7 +200,7 @@ def test_an_error_names_file_line_text_and_reason(
     assert error in said
 
 
-def test_a_file_that_is_not_there_and_one_that_has_no_end_are_errors(tmp_path: Path) -> None:
+def test_a_missing_file_and_an_endless_file_are_errors(tmp_path: Path) -> None:
     for path, error in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(HandlerError, match=error):
             RecipientMap.read(RuleFile(str(path)))
@@ -208,10 +208,10 @@ def test_a_file_that_is_not_there_and_one_that_has_no_end_are_errors(tmp_path: P
         RecipientMap.read(RuleFile("/dev/zero"))
 
 
-def test_a_byte_order_mark_is_no_part_of_an_address(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     assert found(read(tmp_path, "\ufeffa@b.c\n"), "a@b.c") == OK
 
 
-def test_a_rule_without_end_is_an_error_and_is_not_held(tmp_path: Path) -> None:
+def test_an_endless_rule_is_an_error_with_bounded_memory(tmp_path: Path) -> None:
     said = refused(tmp_path, "ok@b.c\n" + "all@b.c a@b.c\n" + " b@b.c\n" * 300_000)
     assert "line 2: the line is longer than 1048576 bytes" in said

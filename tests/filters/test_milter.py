@@ -1,4 +1,4 @@
-"""The filter milter in sessions: what a milter is told, and what becomes of its answers."""
+"""The filter milter in sessions: the events that a milter gets, and its answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("tcp", [False, True])
-async def test_a_milter_that_only_looks_is_told_all_and_the_message_stays(tcp: bool) -> None:
+async def test_a_milter_gets_all_events_and_an_accepted_message_is_unchanged(tcp: bool) -> None:
     milter = TestMilter(protocol=0x100000)
     async with door(milter, tcp=tcp) as (client, kept):
         assert await send(client, "b@example.com", "c@example.com") == (250, "2.0.0")
@@ -59,7 +59,7 @@ async def test_a_milter_that_only_looks_is_told_all_and_the_message_stays(tcp: b
     assert milter.macros[b"E"] == {"i": at_sender["i"]}
 
 
-async def test_the_queue_id_of_a_milter_is_that_of_the_sink() -> None:
+async def test_the_milter_and_the_sink_get_the_same_queue_id() -> None:
     ids = []
 
     class Ids(Sink):
@@ -74,7 +74,7 @@ async def test_the_queue_id_of_a_milter_is_that_of_the_sink() -> None:
         assert milter.macros[b"E"]["i"] == ids[1] != ids[0]
 
 
-async def test_a_milter_that_answers_nothing_before_the_end_gets_it_in_one_go() -> None:
+async def test_a_milter_without_answers_before_the_end_gets_all_events_at_once() -> None:
     milter = TestMilter(protocol=ALL_SILENT)
     async with door(milter) as (client, kept):
         assert await send(client) == (250, "2.0.0")
@@ -82,7 +82,9 @@ async def test_a_milter_that_answers_nothing_before_the_end_gets_it_in_one_go() 
     assert kept.messages == [STORED]
 
 
-async def test_a_milter_of_version_2_gets_no_data_and_values_without_their_space() -> None:
+async def test_a_milter_of_version_2_gets_no_data_event_and_values_without_the_leading_space() -> (
+    None
+):
     milter = TestMilter(version=2, actions=0x3F, edits=[frame(b"h", b"X-A\0one\n two\0")])
     async with door(milter) as (client, kept):
         assert await send(client) == (250, "2.0.0")
@@ -104,7 +106,7 @@ async def test_of_a_message_without_a_header_a_milter_gets_no_field(
     assert milter.commands.removesuffix(b"Q") == b"CHMRT" + events
 
 
-async def test_what_a_milter_does_not_want_it_is_not_told() -> None:
+async def test_unwanted_events_are_not_sent() -> None:
     milter = TestMilter(protocol=0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x200)
     async with door(milter) as (client, _):
         assert await send(client) == (250, "2.0.0")
@@ -123,7 +125,7 @@ async def test_the_macros_of_a_stage_are_those_that_the_milter_lists() -> None:
     assert milter.macros[b"R"].keys() == {"i", "rcpt_addr", "rcpt_host", "rcpt_mailer"}
 
 
-async def test_a_milter_that_skips_the_body_gets_one_piece_of_it() -> None:
+async def test_a_milter_that_skips_the_body_gets_one_chunk() -> None:
     milter = TestMilter(answers={b"B": frame(b"s")}, protocol=0x400)
     async with door(milter) as (client, _):
         assert await send(client, text="A: b\r\n\r\n" + "x" * 70 + "\r\n" * 100_000) == (
@@ -134,7 +136,7 @@ async def test_a_milter_that_skips_the_body_gets_one_piece_of_it() -> None:
     assert len(milter.body) == 65_535
 
 
-async def test_a_large_body_comes_in_pieces_that_are_the_body() -> None:
+async def test_the_chunks_of_a_large_body_are_the_whole_body() -> None:
     text = "A: b\r\n\r\n" + ("x" * 70 + "\r\n") * 20_000
     for protocol in (0, ALL_SILENT):
         milter = TestMilter(protocol=protocol)
@@ -188,7 +190,7 @@ async def test_a_reply_of_a_milter_is_one_line_of_printable_text() -> None:
     assert len(reply.text) <= 410
 
 
-async def test_changes_before_a_refusal_are_void() -> None:
+async def test_changes_before_a_refusal_are_ignored() -> None:
     edits = [frame(b"h", b"X-A\0 v\0"), frame(b"-", b"<b@example.com>\0")]
     milter = TestMilter(answers={b"E": b"".join(edits) + frame(b"y", b"550 5.7.1 infected\0")})
     async with door(milter) as (client, kept):
@@ -199,7 +201,7 @@ async def test_changes_before_a_refusal_are_void() -> None:
 
 
 @pytest.mark.parametrize("at", [b"C", b"M", b"R", b"L", b"B", b"E"])
-async def test_a_milter_that_accepts_before_the_message_is_not_told_of_it(at: bytes) -> None:
+async def test_a_milter_that_accepts_early_does_not_get_the_message(at: bytes) -> None:
     milter = TestMilter(answers={at: frame(b"a")})
     async with door(milter) as (client, kept):
         assert await send(client) == (250, "2.0.0")
@@ -207,7 +209,7 @@ async def test_a_milter_that_accepts_before_the_message_is_not_told_of_it(at: by
     assert kept.messages == [STORED]
 
 
-async def test_a_message_that_is_discarded_gets_250_and_a_line(
+async def test_a_discarded_message_gets_250_and_a_log_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     milter = TestMilter(answers={b"E": frame(b"d")})
@@ -223,7 +225,7 @@ async def test_a_message_that_is_discarded_gets_250_and_a_line(
     ("what", "expected"),
     [("defer", (451, "4.7.1")), ("refuse", (550, "5.7.1")), ("mark", (250, "2.0.0"))],
 )
-async def test_a_message_in_quarantine_is_never_delivered_unmarked(
+async def test_a_quarantined_message_is_never_delivered_unmarked(
     what: str, expected: tuple[int, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     milter = TestMilter(edits=[frame(b"q", b"looks like\r\nX: spam\0")])
@@ -234,10 +236,10 @@ async def test_a_message_in_quarantine_is_never_delivered_unmarked(
     assert "a message is quarantined" in caplog.text
 
 
-# -- the rest --------------------------------------------------------------------------------------
+# -- other properties ------------------------------------------------------------------------------
 
 
-async def test_it_never_blocks_the_loop() -> None:
+async def test_it_never_blocks_the_event_loop() -> None:
     milter = TestMilter(edits=[frame(b"h", b"X-A\0v\0")])
     async with door(milter, stages=["mail", "rcpt"]) as (client, kept):
         blockbuster = BlockBuster()
@@ -249,7 +251,7 @@ async def test_it_never_blocks_the_loop() -> None:
     assert kept.messages
 
 
-async def test_who_has_authenticated_is_in_the_macros() -> None:
+async def test_the_authenticated_user_is_in_the_macros() -> None:
     milter = TestMilter()
     options = {"session_options": {"authenticator": check_password, "auth_require_tls": False}}
     async with door(milter, options=options) as (client, _):
@@ -272,7 +274,7 @@ async def test_who_has_authenticated_is_in_the_macros() -> None:
         ("inet:127.0.0.1:8891", "127.0.0.1:8891"),
     ],
 )
-def test_an_address_is_written_as_milters_write_it(text: str, address: str) -> None:
+def test_addresses_in_libmilters_syntax_are_accepted(text: str, address: str) -> None:
     assert str(parse_milter_address(text)) == address
     entry = f"milter:{text}"
     assert shown_handler(entry) == entry
@@ -282,7 +284,7 @@ def test_an_address_is_written_as_milters_write_it(text: str, address: str) -> N
 @pytest.mark.parametrize(
     "text", ["", "localhost", "mx:example.com", "inet:x@y", "a b:25", "u:p@h:1"]
 )
-def test_what_is_no_address_is_an_error(text: str) -> None:
+def test_an_invalid_address_is_an_error(text: str) -> None:
     with pytest.raises(SettingError):
         parse_milter_address(text)
 
@@ -296,7 +298,7 @@ def test_what_is_no_address_is_an_error(text: str) -> None:
         ({"address": "127.0.0.1:1", "whendown": "defer"}, "did you mean when-down?"),
     ],
 )
-def test_a_wrong_key_is_an_error(keys: dict[str, Any], words: str) -> None:
+def test_an_unknown_key_is_an_error(keys: dict[str, Any], words: str) -> None:
     with pytest.raises(HandlerError, match=words):
         load_handlers([{"use": "milter", **keys}, "discard"])
 
@@ -331,5 +333,5 @@ def test_sinks_decide_whether_dsn_and_binary_messages_are_offered() -> None:
     assert Chain([milter, Discard()]).supports_binarymime
 
 
-def test_without_stages_no_command_waits_for_it() -> None:
+def test_without_stages_no_command_waits_for_the_milter() -> None:
     assert Chain([Milter("127.0.0.1:1"), Discard()]).accepts_any_recipient

@@ -1,4 +1,4 @@
-"""What a milter changes: the message, the sender, the recipients."""
+"""The changes of a milter: to the message, the sender and the recipients."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ EDITS: dict[str, tuple[list[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-async def test_changes_of_the_message(name: str) -> None:
+async def test_the_milter_can_change_the_message(name: str) -> None:
     edits, expected = EDITS[name]
     milter = TestMilter(edits=edits, protocol=0x100000)
     async with door(milter) as (client, kept):
@@ -86,7 +86,7 @@ async def test_changes_of_the_message(name: str) -> None:
     assert kept.messages == [expected]
 
 
-async def test_a_later_milter_sees_what_an_earlier_one_has_changed() -> None:
+async def test_a_later_milter_gets_the_message_with_earlier_changes() -> None:
     second = TestMilter()
     first = TestMilter(
         edits=[
@@ -105,7 +105,7 @@ async def test_a_later_milter_sees_what_an_earlier_one_has_changed() -> None:
     assert kept.envelopes[0].mail_from == "bounce@example.org"
 
 
-async def test_a_large_message_is_changed_by_two_milters_and_nothing_blocks_the_loop() -> None:
+async def test_two_milters_change_a_large_message_without_blocking_the_event_loop() -> None:
     first, second = (
         TestMilter(edits=[frame(b"i", changed(0, name, b" v"))], protocol=0x100000)
         for name in (b"X-A", b"X-B")
@@ -149,7 +149,7 @@ ENVELOPES: dict[str, tuple[list[bytes], str, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", ENVELOPES)
-async def test_changes_of_the_envelope(name: str) -> None:
+async def test_the_milter_can_change_the_envelope(name: str) -> None:
     edits, sender, recipients = ENVELOPES[name]
     milter = TestMilter(edits=edits)
     async with door(milter) as (client, kept):
@@ -159,7 +159,7 @@ async def test_changes_of_the_envelope(name: str) -> None:
     assert len(envelope.rcpt_params) == len(recipients)
 
 
-async def test_parameters_of_added_recipients_and_senders_are_those_of_dsn() -> None:
+async def test_only_dsn_parameters_of_changed_addresses_are_used() -> None:
     edits = [
         frame(b"2", b"<n@example.net>\0NOTIFY=NEVER ORCPT=rfc822;b@x FOO=bar\0"),
         frame(b"e", b"<x@example.net>\0ENVID=abc SIZE=1\0"),
@@ -171,7 +171,7 @@ async def test_parameters_of_added_recipients_and_senders_are_those_of_dsn() -> 
     assert envelope.mail_params == {"ENVID": "abc"}
 
 
-async def test_a_message_without_a_recipient_left_is_discarded() -> None:
+async def test_a_message_is_discarded_when_no_recipient_is_left() -> None:
     milter = TestMilter(edits=[frame(b"-", b"<b@example.com>\0")])
     async with door(milter) as (client, kept):
         assert await send(client) == (250, "2.0.0")
@@ -179,7 +179,7 @@ async def test_a_message_without_a_recipient_left_is_discarded() -> None:
 
 
 class Takes(Sink):
-    """Keeps recipients; refuses those that it is told to."""
+    """A handler that records recipients, and refuses some of them."""
 
     def __init__(self, *refused: str) -> None:
         self.refused = refused
@@ -191,7 +191,7 @@ class Takes(Sink):
         return ["550 5.1.1 No" if name in self.refused else "250 2.0.0 Ok" for name in names]
 
 
-async def test_an_added_recipient_goes_to_its_own_sink() -> None:
+async def test_an_added_recipient_is_routed_to_its_own_sink() -> None:
     one, other = Takes(), Takes()
     milter = TestMilter(edits=[frame(b"+", b"<n@example.net>\0")])
     routes = [Route(one, recipients=["example.com"]), Route(other, recipients=["example.net"])]
@@ -205,7 +205,7 @@ async def test_an_added_recipient_goes_to_its_own_sink() -> None:
 
 
 @pytest.mark.parametrize("refused", [(), ("n@example.net",)])
-async def test_in_lmtp_every_recipient_gets_the_worst_reply_of_changed_ones(
+async def test_in_lmtp_all_recipients_get_the_worst_reply_after_changes(
     refused: tuple[str, ...],
 ) -> None:
     edits = [

@@ -1,4 +1,4 @@
-"""Connections to a milter: one for the messages of a session, made anew when it is lost."""
+"""Connections to a milter: one for all messages of a session, which is replaced if it is lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 
-async def test_the_messages_of_a_session_have_one_connection() -> None:
+async def test_all_messages_of_a_session_use_one_connection() -> None:
     milter = TestMilter()
     async with door(milter) as (client, kept):
         for _ in range(3):
@@ -47,7 +47,7 @@ async def test_a_connection_waits_a_few_seconds_for_the_next_message(
         assert milter.commands.startswith(b"CHMRTLLLNBEQCHMR")
 
 
-async def test_few_connections_wait_and_the_oldest_gives_way(
+async def test_the_number_of_waiting_connections_is_limited_and_the_oldest_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(milter_sessions, "MOST_KEPT", 1)
@@ -70,7 +70,7 @@ async def test_few_connections_wait_and_the_oldest_gives_way(
     "when", [{"sender": ["a@example.org"]}, {"tls": False}, {"client": ["127.0.0.1"]}]
 )
 @pytest.mark.parametrize("end", ["quit", "starttls"])
-async def test_a_milter_learns_of_the_end_of_a_session_that_its_conditions_hold_for_no_more(
+async def test_the_milter_session_ends_even_if_the_conditions_no_longer_match(
     when: dict[str, Any], end: str, certificates: Certificates
 ) -> None:
     milter = TestMilter()
@@ -87,18 +87,18 @@ async def test_a_milter_learns_of_the_end_of_a_session_that_its_conditions_hold_
             await until(lambda: not judge.status.connections)
 
 
-async def test_a_milter_that_has_closed_the_connection_is_asked_on_another() -> None:
+async def test_a_new_connection_is_made_if_the_milter_has_closed_the_kept_one() -> None:
     milter = TestMilter()
     async with door(milter) as (client, kept):
         assert await send(client) == (250, "2.0.0")
-        milter.stops_at = b"M"  # it reads the next one, and closes without an answer
+        milter.stops_at = b"M"  # it reads the next message, and closes without an answer
         milter.heals = True
         assert await send(client) == (250, "2.0.0")
         assert milter.connections == 2
     assert kept.messages == [STORED] * 2
 
 
-async def test_a_connection_that_is_lost_after_an_answer_is_a_failure() -> None:
+async def test_a_connection_lost_after_an_answer_is_a_failure() -> None:
     milter = TestMilter()
     async with door(milter) as (client, _):
         assert await send(client) == (250, "2.0.0")
@@ -108,7 +108,7 @@ async def test_a_connection_that_is_lost_after_an_answer_is_a_failure() -> None:
         assert await send(client) == (250, "2.0.0")
 
 
-async def test_a_verdict_that_comes_early_ends_the_connection_with_what_is_under_way() -> None:
+async def test_an_early_verdict_closes_a_connection_with_unanswered_events() -> None:
     milter = TestMilter(answers={b"M": frame(b"r")})
     async with door(milter) as (client, kept):
         assert await send(client) == (550, "5.7.1")
@@ -118,7 +118,7 @@ async def test_a_verdict_that_comes_early_ends_the_connection_with_what_is_under
 
 
 @pytest.mark.parametrize("at", [b"C", b"H"])
-async def test_a_milter_that_accepts_the_client_is_asked_once_in_a_session(at: bytes) -> None:
+async def test_a_milter_that_accepts_the_client_is_asked_once_per_session(at: bytes) -> None:
     milter = TestMilter(answers={at: frame(b"a")})
     async with door(milter) as (client, kept):
         assert await send(client) == (250, "2.0.0")
@@ -128,7 +128,7 @@ async def test_a_milter_that_accepts_the_client_is_asked_once_in_a_session(at: b
     assert kept.messages == [STORED] * 2
 
 
-async def test_a_client_that_greets_anew_is_told_with_its_new_name() -> None:
+async def test_a_second_ehlo_is_sent_with_its_new_name() -> None:
     milter = TestMilter()
     async with door(milter) as (client, _):
         assert await send(client) == (250, "2.0.0")
@@ -167,7 +167,7 @@ LOOKS: dict[str, tuple[TestMilter, str]] = {
 
 
 @pytest.mark.parametrize("name", LOOKS)
-async def test_check_warns_of_a_milter_that_cannot_be_asked(
+async def test_check_warns_about_an_unreachable_milter(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     milter, reason = LOOKS[name]

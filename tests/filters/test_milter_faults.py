@@ -68,7 +68,7 @@ async def test_a_broken_milter_counts_as_down_and_changes_nothing(name: str) -> 
     [("defer", (451, "4.7.1")), ("refuse", (554, "5.3.0")), ("accept", (250, "2.0.0"))],
 )
 @pytest.mark.parametrize("stages", [["data"], ["mail", "rcpt"]])
-async def test_when_it_is_down_messages_are_deferred_refused_or_accepted(
+async def test_when_down_defers_refuses_or_accepts_messages(
     when: str, expected: tuple[int, str], stages: list[str],
     tmp_path: Path, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -87,7 +87,7 @@ async def test_when_it_is_down_messages_are_deferred_refused_or_accepted(
     assert records[0].__dict__["client"].startswith("127.0.0.1:")
 
 
-async def test_a_milter_that_says_nothing_is_given_up_and_one_that_works_is_waited_for() -> None:
+async def test_a_silent_milter_times_out_and_progress_extends_the_timeout() -> None:
     milter = TestMilter(answers={b"E": b""})
     async with door(milter, timeout=0.05) as (client, kept):
         assert await send(client) == (451, "4.7.1")
@@ -96,7 +96,7 @@ async def test_a_milter_that_says_nothing_is_given_up_and_one_that_works_is_wait
     assert len(kept.messages) == 1
 
 
-async def test_a_milter_that_is_at_work_for_ever_is_given_up_in_the_end() -> None:
+async def test_endless_progress_is_limited_by_the_total_timeout() -> None:
     async def at_work(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while not writer.is_closing():
             writer.write(frame(b"p"))
@@ -108,7 +108,7 @@ async def test_a_milter_that_is_at_work_for_ever_is_given_up_in_the_end() -> Non
         assert await send(client) == (451, "4.7.1")
 
 
-async def test_a_milter_that_does_not_read_is_given_up() -> None:
+async def test_a_milter_that_does_not_read_times_out() -> None:
     async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(frame(b"O", struct.pack(">III", 6, 0x1FF, ALL_SILENT)))
         await asyncio.sleep(0.5)
@@ -120,7 +120,7 @@ async def test_a_milter_that_does_not_read_is_given_up() -> None:
         assert await send(client, text=text) == (451, "4.7.1")
 
 
-async def test_a_milter_that_accepts_no_connection_is_given_up(
+async def test_a_milter_with_a_full_backlog_times_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, kept = str(tmp_path / "full"), Collect()
@@ -139,7 +139,7 @@ async def test_a_milter_that_accepts_no_connection_is_given_up(
     assert "no connection within 0.03 s" in caplog.text
 
 
-async def test_a_message_is_judged_to_its_end_though_its_client_is_gone() -> None:
+async def test_a_message_is_checked_completely_if_its_client_has_disconnected() -> None:
     milter = TestMilter(answers={b"E": b""})
     async with door(milter) as (client, _):
         await client.say("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA")
@@ -150,7 +150,7 @@ async def test_a_message_is_judged_to_its_end_though_its_client_is_gone() -> Non
         milter.hang_up()
 
 
-async def test_a_header_that_is_too_large_is_refused() -> None:
+async def test_a_message_with_a_too_large_header_is_refused() -> None:
     async with door(TestMilter()) as (client, kept):
         assert await send(client, text="a:\r\n" * 10_001 + "\r\nx\r\n") == (552, "5.3.4")
         assert await send(client, text="a:\r\n" * 9_999 + "\r\nx\r\n") == (250, "2.0.0")
@@ -161,7 +161,7 @@ chance = random.Random(7)
 
 
 async def wild(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer as a milter, but for now and then: nothing, nonsense, or the end."""
+    """Answer as a milter, but randomly send nothing or garbage, or close the connection."""
     while True:
         (length,) = struct.unpack(">I", await reader.readexactly(4))
         command = (await reader.readexactly(length))[:1]
@@ -183,7 +183,7 @@ async def wild(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def several(address: Any, name: str) -> set[str]:
-    """Send messages, and again in a new session after a refusal; return those that were taken."""
+    """Send messages, each again in a new session after a refusal; return the accepted ones."""
     taken = set()
     for number in range(8):
         async with await Client.to(address) as client:
@@ -197,7 +197,7 @@ async def several(address: Any, name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("stages", [["data"], ["connect", "helo", "mail", "rcpt"]])
-async def test_of_a_milter_that_fails_at_random_nothing_is_left_and_no_message_is_lost(
+async def test_random_failures_of_a_milter_lose_no_message_and_leave_no_connection(
     stages: list[str],
 ) -> None:
     milter, kept = TestMilter(talk=wild), Collect()

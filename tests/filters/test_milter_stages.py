@@ -1,4 +1,4 @@
-"""The filter milter with stages: it is told of a session as that goes."""
+"""The filter milter with stages: the milter gets the events of a session as they occur."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ALL = ["connect", "helo", "mail", "rcpt"]
 
 @asynccontextmanager
 async def live(milter: TestMilter, *more: Any, **keys: Any) -> AsyncIterator[tuple[Any, Collect]]:
-    """Serve behind a milter; yield the server's address, and the handler that has messages."""
+    """Serve with a milter; yield the address, and the handler that keeps messages."""
     kept = Collect()
     keys = {"stages": ALL, **keys}
     async with (
@@ -37,7 +37,7 @@ async def live(milter: TestMilter, *more: Any, **keys: Any) -> AsyncIterator[tup
         yield server.addresses[0], kept
 
 
-async def test_a_milter_hears_of_each_event_when_it_happens() -> None:
+async def test_a_milter_gets_each_event_when_it_occurs() -> None:
     milter = TestMilter(protocol=0x100000)
     async with live(milter) as (address, kept):
         async with await Client.to(address) as client:
@@ -73,7 +73,7 @@ async def send_rest(client: Client) -> tuple[int, str]:
         (frame(b"y", b"450 4.7.1 Slowly\0"), "421 4.7.1 Slowly"),
     ],
 )
-async def test_a_client_that_is_refused_gets_no_greeting(answer: bytes, greeting: str) -> None:
+async def test_a_refused_client_gets_no_greeting(answer: bytes, greeting: str) -> None:
     milter = TestMilter(answers={b"C": answer})
     async with live(milter) as (address, _), await Client.to(address) as client:
         reply = await client.reply()
@@ -83,9 +83,7 @@ async def test_a_client_that_is_refused_gets_no_greeting(answer: bytes, greeting
 
 
 @pytest.mark.parametrize(("when", "code"), [("defer", 421), ("refuse", 554), ("accept", 220)])
-async def test_a_milter_that_is_down_at_connect_is_as_when_down_says(
-    when: Any, code: int, tmp_path: Path
-) -> None:
+async def test_when_down_applies_at_connect(when: Any, code: int, tmp_path: Path) -> None:
     judge = Milter(f"unix:{tmp_path}/none", stages=ALL, when_down=when)  # type: ignore[arg-type]
     kept = Collect()
     async with serve([judge, kept]) as server, await Client.to(server.addresses[0]) as client:
@@ -97,7 +95,7 @@ async def test_a_milter_that_is_down_at_connect_is_as_when_down_says(
 
 
 @pytest.mark.parametrize("command", ["EHLO", "HELO"])
-async def test_a_greeting_that_is_refused_is_none(command: str) -> None:
+async def test_a_refused_ehlo_does_not_count_as_a_greeting(command: str) -> None:
     milter = TestMilter(answers={b"H": frame(b"y", b"550 5.7.1 No such name\0")})
     async with live(milter) as (address, _), await Client.to(address) as client:
         await client.reply()
@@ -110,7 +108,7 @@ async def test_a_greeting_that_is_refused_is_none(command: str) -> None:
         assert milter.commands.removesuffix(b"Q") == b"CH"
 
 
-async def test_a_refused_ehlo_is_refused_behind_other_handlers_as_well() -> None:
+async def test_a_refusal_of_ehlo_is_kept_by_other_handlers() -> None:
     class Changes:
         async def handle_EHLO(self, _: Any, session: Any, __: Any, name: str, lines: Any) -> Any:
             session.host_name = name
@@ -143,7 +141,7 @@ async def test_a_client_that_is_refused_is_refused_with_each_of_its_messages(
 
 
 @pytest.mark.parametrize("at", [b"C", b"H"])
-async def test_a_client_that_is_accepted_is_not_asked_about_again(at: bytes) -> None:
+async def test_an_accepted_client_is_not_checked_again(at: bytes) -> None:
     milter = TestMilter(answers={at: frame(b"a")})
     async with live(milter) as (address, kept), await Client.to(address) as client:
         await client.greet()
@@ -155,7 +153,7 @@ async def test_a_client_that_is_accepted_is_not_asked_about_again(at: bytes) -> 
     assert kept.messages == [STORED] * 2
 
 
-async def test_with_stages_a_milter_refuses_senders_and_recipients_at_once() -> None:
+async def test_with_stages_a_milter_refuses_senders_and_recipients_immediately() -> None:
     milter = TestMilter(answers={b"R": frame(b"y", b"550 5.1.1 No such user\0")})
     async with door(milter, stages=["mail", "rcpt"]) as (client, kept):
         assert milter.connections == 0
@@ -182,7 +180,7 @@ async def test_with_stages_a_milter_refuses_senders_and_recipients_at_once() -> 
     assert kept.envelopes[0].rcpt_tos == ["b@example.com"]
 
 
-async def test_the_refusal_of_a_recipient_without_that_stage_refuses_the_message() -> None:
+async def test_without_the_stage_rcpt_a_refused_recipient_refuses_the_message() -> None:
     milter = TestMilter(answers={b"R": frame(b"r")})
     async with door(milter, stages=["mail"]) as (client, kept):
         assert await send(client) == (550, "5.7.1")
@@ -190,7 +188,7 @@ async def test_the_refusal_of_a_recipient_without_that_stage_refuses_the_message
 
 
 @pytest.mark.parametrize("command", ["RSET", "EHLO me"])
-async def test_a_transaction_that_comes_to_nothing_is_an_abort(command: str) -> None:
+async def test_an_unfinished_transaction_is_aborted(command: str) -> None:
     milter = TestMilter()
     async with door(milter, stages=ALL) as (client, kept):
         await client.say("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", command)
@@ -202,7 +200,7 @@ async def test_a_transaction_that_comes_to_nothing_is_an_abort(command: str) -> 
     assert kept.messages == [STORED]
 
 
-async def test_what_a_milter_has_lost_it_is_told_again_on_another_connection() -> None:
+async def test_earlier_events_are_sent_again_on_a_new_connection() -> None:
     milter = TestMilter(stops_at=b"T")
     async with door(milter, stages=ALL) as (client, kept):
         await client.say("MAIL FROM:<a@example.org>")
@@ -215,7 +213,7 @@ async def test_what_a_milter_has_lost_it_is_told_again_on_another_connection() -
     assert kept.envelopes[0].rcpt_tos == ["b@example.com", "c@example.com"]
 
 
-async def test_after_starttls_a_milter_hears_the_greeting_once_more(
+async def test_after_starttls_the_milter_gets_the_new_greeting(
     certificates: Certificates,
 ) -> None:
     milter = TestMilter()
@@ -231,7 +229,7 @@ async def test_after_starttls_a_milter_hears_the_greeting_once_more(
     assert milter.connections == 1
 
 
-async def test_a_milter_that_accepts_at_rcpt_is_asked_nothing_more() -> None:
+async def test_a_milter_that_accepts_at_rcpt_gets_no_further_events() -> None:
     milter = TestMilter(answers={b"R": frame(b"a")})
     async with door(milter, stages=["rcpt"]) as (client, kept):
         assert await send(client, "b@example.com", "c@example.com") == (250, "2.0.0")

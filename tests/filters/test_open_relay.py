@@ -61,7 +61,7 @@ def test_check_finds_an_open_relay(
     assert (OPEN in ended.stderr) is is_open
 
 
-def test_the_start_of_an_open_relay_is_a_warning(tmp_path: Path) -> None:
+def test_an_open_relay_causes_a_warning_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "ours.py").write_text(OURS)
     with Daemon(*arguments("0.0.0.0:0", "relay"), cwd=tmp_path) as daemon:
         daemon.wait_for(f"WARNING {OPEN}")
@@ -78,7 +78,7 @@ def test_the_start_of_an_open_relay_is_a_warning(tmp_path: Path) -> None:
         ({"recipients": ["example.com"]}, None, False),
     ],
 )
-def test_conditions_open_and_close_a_relay(
+def test_conditions_of_handlers_decide_whether_a_relay_is_open(
     relay: dict[str, Any], accept: dict[str, Any] | None, is_open: bool
 ) -> None:
     handlers: list[Any] = [Route(Relay("127.0.0.1:9"), **relay), Discard()]

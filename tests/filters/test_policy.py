@@ -1,4 +1,4 @@
-"""The filter policy in sessions: what a policy server is told, and what becomes of its answers."""
+"""The filter policy in sessions: the requests to a policy server, and its answers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_a_request_has_the_attributes_of_postfix_in_one_write(tcp: bool) -
     }
 
 
-async def test_each_stage_tells_what_is_known_by_then() -> None:
+async def test_each_stage_sends_the_attributes_that_are_known() -> None:
     policy = TestPolicy()
     stages = ["connect", "helo", "mail", "rcpt", "data", "end-of-message"]
     async with door(policy, stages=stages) as (client, kept):
@@ -84,7 +84,7 @@ async def test_each_stage_tells_what_is_known_by_then() -> None:
     assert len(kept.messages) == 2
 
 
-async def test_an_instance_is_of_one_transaction_and_all_its_recipients() -> None:
+async def test_all_recipients_of_a_transaction_have_the_same_instance() -> None:
     policy = TestPolicy()
     async with door(policy, stages=["connect", "mail", "rcpt", "end-of-message"]) as (client, _):
         await send(client, "b@example.com", "c@example.com")
@@ -96,7 +96,7 @@ async def test_an_instance_is_of_one_transaction_and_all_its_recipients() -> Non
     assert sizes == [1, 4, 1, 3]
 
 
-async def test_a_sender_after_one_that_was_refused_begins_another_transaction() -> None:
+async def test_a_sender_after_a_refused_one_begins_a_new_transaction() -> None:
     actions = iter(["PREPEND X-A: 1", "DUNNO", "OK"])
     policy, other = TestPolicy(lambda _: next(actions)), TestPolicy("REJECT")
     async with listening(other):
@@ -112,7 +112,9 @@ async def test_a_sender_after_one_that_was_refused_begins_another_transaction() 
 
 
 @pytest.mark.parametrize("timeout", [10.0, 0.0])
-async def test_a_request_says_whether_slots_are_short(timeout: float) -> None:
+async def test_the_attribute_stress_shows_whether_connection_slots_are_short(
+    timeout: float,
+) -> None:
     policy, options = TestPolicy(), {"limit_connections": 4, "stress_timeout": timeout}
     async with door(policy, options=options) as (client, _):
         await recipient(client)
@@ -124,7 +126,9 @@ async def test_a_request_says_whether_slots_are_short(timeout: float) -> None:
     assert [each["stress"] for each in policy.requests] == ["", "yes" if timeout else ""]
 
 
-async def test_a_client_that_has_authenticated_is_named_and_may_be_left_out() -> None:
+async def test_the_user_of_an_authenticated_client_is_sent_and_such_clients_may_be_skipped() -> (
+    None
+):
     policy, strict = TestPolicy(), TestPolicy("REJECT")
     auth = {"authenticator": check_password, "auth_require_tls": False}
     async with listening(strict):
@@ -146,7 +150,7 @@ async def test_a_client_that_has_authenticated_is_named_and_may_be_left_out() ->
     assert len(strict.requests) == 1
 
 
-async def test_no_word_of_a_client_is_another_attribute() -> None:
+async def test_a_client_cannot_inject_an_attribute() -> None:
     policy = TestPolicy()
     async with door(policy, options={"bare_newline": "accept"}, greet=False) as (client, _):
         await client.reply()
@@ -178,7 +182,7 @@ async def test_an_action_at_any_stage_refuses_or_does_not(action: str, stage: st
         expected = REFUSALS.get(action, (250, "2.0.0"))
         if stage in {"mail", "rcpt"} and expected[0] != 250:
             if action.startswith("DEFER_IF_PERMIT"):
-                stage = "rcpt"  # a sender is not deferred, its recipients are
+                stage = "rcpt"  # not the sender, but its recipients are deferred
             command = "RCPT TO:<b@example.com>" if stage == "rcpt" else "NOOP"
             mail = await client.say("MAIL FROM:<a@example.org>")
             refused = mail if stage == "mail" else await client.say(command)
@@ -191,7 +195,7 @@ async def test_an_action_at_any_stage_refuses_or_does_not(action: str, stage: st
 
 
 @pytest.mark.parametrize("state", ["CONNECT", "EHLO", "HELO"])
-async def test_a_client_is_refused_before_it_names_a_sender(state: str) -> None:
+async def test_a_client_can_be_refused_before_mail(state: str) -> None:
     policy = TestPolicy(lambda asked: "550 no" if asked["protocol_state"] == state else "OK")
     async with door(policy, stages=["connect", "helo"], greet=False) as (client, _):
         greeting = await client.reply()
@@ -208,7 +212,7 @@ async def test_421_ends_the_session() -> None:
         assert await client.reader.read() == b""
 
 
-async def test_fields_are_added_once_in_order_on_top_of_the_message() -> None:
+async def test_fields_are_prepended_once_and_in_order() -> None:
     actions = iter(["PREPEND X-A: 1", "PREPEND X-A: 1", "PREPEND X-B: two words"])
     policy = TestPolicy(lambda _: next(actions))
     async with door(policy) as (client, kept):
@@ -218,14 +222,14 @@ async def test_fields_are_added_once_in_order_on_top_of_the_message() -> None:
 
 
 @pytest.mark.parametrize("field", ["nothing", "X A: y", ": y", "", "Grün: y"])
-async def test_what_is_no_field_is_not_added(field: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_invalid_field_is_not_added(field: str, caplog: pytest.LogCaptureFixture) -> None:
     async with door(TestPolicy(f"PREPEND {field}")) as (client, kept):
         assert await send(client) == (250, "2.0.0")
     assert kept.messages == [MESSAGE.encode()]
     assert "PREPEND is not possible" in caplog.text
 
 
-async def test_a_message_that_is_discarded_gets_250_and_a_line(
+async def test_a_discarded_message_gets_250_and_a_log_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with door(TestPolicy("DISCARD spam")) as (client, kept):
@@ -240,7 +244,7 @@ async def test_a_message_that_is_discarded_gets_250_and_a_line(
     ("how", "expected"),
     [(None, (451, "4.7.1")), ("refuse", (550, "5.7.1")), ("mark", (250, "2.0.0"))],
 )
-async def test_a_message_that_is_held_is_not_delivered_unmarked(
+async def test_a_held_message_is_never_delivered_unmarked(
     how: str | None, expected: tuple[int, str]
 ) -> None:
     async with door(TestPolicy("HOLD odd"), when_quarantined=how) as (client, kept):
@@ -249,7 +253,7 @@ async def test_a_message_that_is_held_is_not_delivered_unmarked(
     assert kept.messages == (marked if how == "mark" else [])
 
 
-async def test_recipients_become_another_or_get_company() -> None:
+async def test_recipients_can_be_replaced_or_added() -> None:
     wrong = ["BCC <no>", "REDIRECT @", "BCC <d\ufffd@example.net>"]
     actions = iter(["REDIRECT c@example.net", "OK", "BCC d@example.net", *wrong])
     async with door(TestPolicy(lambda _: next(actions))) as (client, kept):
@@ -261,7 +265,7 @@ async def test_recipients_become_another_or_get_company() -> None:
     assert recipients == [["c@example.net"], [*one, "d@example.net"], one, one, one]
 
 
-async def test_what_is_not_supported_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unsupported_action_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     async with door(TestPolicy("FILTER smtp:[127.0.0.1]")) as (client, kept):
         await send(client)
         await send(client)
@@ -272,7 +276,7 @@ async def test_what_is_not_supported_is_said_once(caplog: pytest.LogCaptureFixtu
     ]
 
 
-async def test_warn_and_info_are_lines_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_warn_and_info_write_log_lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     actions = iter(["WARN look\x1b here", "INFO there"])
     async with door(TestPolicy(lambda _: next(actions))) as (client, _):
@@ -283,7 +287,7 @@ async def test_warn_and_info_are_lines_of_the_log(caplog: pytest.LogCaptureFixtu
     assert lines[0].getMessage().endswith(r": RCPT warn: look\x1b here")
 
 
-async def test_sleep_delays_the_replies_from_now_on() -> None:
+async def test_sleep_delays_all_later_replies() -> None:
     async with listening(TestPolicy("SLEEP 30")) as policy:
         async with serve([Policy(policy.address), Collect()]) as server:
             async with await Client.to(server.addresses[0]) as client:
@@ -295,14 +299,14 @@ async def test_sleep_delays_the_replies_from_now_on() -> None:
                 assert [(await client.reply()).code for _ in range(2)] == [250, 421]
 
 
-def test_a_filter_of_an_unknown_stage_or_address_is_an_error() -> None:
+def test_an_unknown_stage_or_address_is_an_error() -> None:
     for keys in ({"stages": ["vrfy"]}, {"address": "x"}, {"address": " "}, {"when-down": "x"}):
         with pytest.raises(HandlerError):
             load_handlers([{"use": "policy", "address": "unix:/x", **keys}, "discard"])
     load_handlers(["policy:inet:127.0.0.1:10023,stages=rcpt,stages=data", "discard"])
 
 
-async def test_the_loop_is_not_blocked() -> None:
+async def test_the_event_loop_is_not_blocked() -> None:
     async with door(TestPolicy("PREPEND X: y"), stages=["rcpt", "data"]) as (client, _):
         watch = BlockBuster()
         watch.activate()

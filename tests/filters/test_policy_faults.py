@@ -1,4 +1,4 @@
-"""The filter policy when its server is down, slow, broken or hostile; its connections."""
+"""The filter policy with a server that is down, slow, broken or hostile; its connections."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WHEN_DOWN = [("defer", (451, "4.7.1")), ("refuse", (554, "5.3.0")), ("accept", (
 
 @pytest.mark.parametrize(("when", "expected"), WHEN_DOWN)
 @pytest.mark.parametrize("where", ["unix", "tcp"])
-async def test_while_it_is_down_recipients_are_deferred_refused_or_accepted(
+async def test_when_down_defers_refuses_or_accepts_recipients(
     when: str, expected: tuple[int, str], where: str,
     tmp_path: Path, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -63,7 +63,7 @@ async def test_a_broken_server_counts_as_down(name: str) -> None:
         assert await recipient(client) == (250, "2.1.5")
 
 
-async def test_an_answer_to_nothing_is_not_the_answer_to_the_next_request() -> None:
+async def test_an_unexpected_answer_is_not_used_for_the_next_request() -> None:
     policy = TestPolicy(says=b"action=OK\n\naction=OK\n\n")
     async with door(policy) as (client, _):
         assert await recipient(client) == (250, "2.1.5")
@@ -72,7 +72,7 @@ async def test_an_answer_to_nothing_is_not_the_answer_to_the_next_request() -> N
     assert policy.connections == 2
 
 
-async def test_a_server_that_says_nothing_is_given_up_and_its_late_answer_is_nobodys() -> None:
+async def test_a_silent_server_times_out_and_its_late_answer_is_ignored() -> None:
     late = asyncio.Event()
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -90,7 +90,7 @@ async def test_a_server_that_says_nothing_is_given_up_and_its_late_answer_is_nob
 
 
 @pytest.mark.parametrize("half", [b"", b"action=OK\n"])
-async def test_a_server_that_dies_in_the_middle_has_failed(half: bytes) -> None:
+async def test_a_server_that_dies_during_an_answer_has_failed(half: bytes) -> None:
     async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await policy.next_request(reader)
         writer.write(half)
@@ -113,7 +113,7 @@ async def test_requests_of_all_sessions_share_connections() -> None:
     assert policy.connections == 1
 
 
-async def test_a_connection_that_the_server_closed_while_it_was_idle_is_made_anew_once() -> None:
+async def test_an_idle_connection_that_the_server_closed_is_replaced_once() -> None:
     policy = TestPolicy()
     async with door(policy) as (client, _):
         assert await recipient(client) == (250, "2.1.5")
@@ -122,7 +122,7 @@ async def test_a_connection_that_the_server_closed_while_it_was_idle_is_made_ane
         assert policy.connections == 2
 
 
-async def test_a_connection_that_is_closed_upon_the_request_is_made_anew_once() -> None:
+async def test_a_connection_that_is_closed_at_the_request_is_replaced_once() -> None:
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await policy.next_request(reader)
         writer.write(b"action=OK\n\n")
@@ -169,7 +169,7 @@ async def test_an_idle_session_has_no_connection_and_no_task() -> None:
         assert len(asyncio.all_tasks()) == before
 
 
-async def test_a_client_that_is_gone_leaves_no_request_behind() -> None:
+async def test_a_disconnected_client_leaves_no_request_behind() -> None:
     async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
@@ -182,7 +182,7 @@ async def test_a_client_that_is_gone_leaves_no_request_behind() -> None:
         await until(lambda: not policy.open)
 
 
-async def test_the_next_server_is_asked_while_the_first_is_down(tmp_path: Path) -> None:
+async def test_the_next_server_is_used_while_the_first_is_down(tmp_path: Path) -> None:
     policy, kept = TestPolicy("REJECT"), Collect()
     async with listening(policy):
         chain: list[Any] = [Policy(f"unix:{tmp_path}/none {policy.address}"), kept]
@@ -191,7 +191,7 @@ async def test_the_next_server_is_asked_while_the_first_is_down(tmp_path: Path) 
             assert await recipient(client) == (554, "5.7.1")
 
 
-async def test_its_state_is_known() -> None:
+async def test_the_status_shows_connections_and_outages() -> None:
     policy, states = TestPolicy(), []
     async with listening(policy):
         asks = Policy(policy.address)
@@ -214,7 +214,7 @@ async def test_its_state_is_known() -> None:
 # -- check -----------------------------------------------------------------------------------------
 
 
-async def test_check_finds_a_server_that_cannot_be_reached(
+async def test_check_warns_about_an_unreachable_server(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with listening(TestPolicy()) as policy:

@@ -1,4 +1,4 @@
-"""What a policy server is told of TLS and of a client certificate."""
+"""The attributes of a policy request about TLS and a client certificate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def pubkey_digest(cert: Path) -> str:
-    """Return what `openssl` says of the key of a certificate, as Postfix's manual has it."""
+    """Return the fingerprint of a certificate's key, by the command of Postfix's manual."""
     openssl = peer("openssl")
     command = [openssl, "x509", "-in", str(cert), "-noout", "-pubkey"]
     pem = subprocess.run(command, check=True, capture_output=True).stdout
@@ -65,7 +65,7 @@ async def test_tls_and_a_client_certificate_are_described_as_by_postfix(
     assert encrypted["encryption_cipher"]
     assert int(encrypted["encryption_keysize"]) >= 128
     assert encrypted["ccert_subject"] == "relay+20two+2B"
-    assert encrypted["ccert_issuer"].startswith("trustme+20v")  # which has no common name
+    assert encrypted["ccert_issuer"].startswith("trustme+20v")  # the certificate has no common name
     assert encrypted["ccert_fingerprint"] == hashlib.sha256(der).digest().hex(":").upper()
     assert encrypted["ccert_pubkey_fingerprint"] == expected
     assert encrypted["instance"] != plain["instance"]

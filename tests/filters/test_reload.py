@@ -1,4 +1,4 @@
-"""Reloads of handlers: files that have changed are read again, and a bad one changes nothing."""
+"""Reloads of handlers: changed files are read again, and an error changes nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def code_for(client: smtplib.SMTP, address: str) -> int:
     return client.rcpt(address)[0]
 
 
-def test_a_map_is_read_again_and_holds_for_sessions_that_are_open(tmp_path: Path) -> None:
+def test_a_reloaded_map_applies_to_open_sessions(tmp_path: Path) -> None:
     written(tmp_path)
     with Daemon(*OPTIONS, cwd=tmp_path) as daemon, daemon.smtp() as client:
         client.ehlo()
@@ -72,7 +72,7 @@ def test_a_map_is_read_again_and_holds_for_sessions_that_are_open(tmp_path: Path
         assert code_for(client, "dave@example.net") == 250
 
 
-def test_a_map_with_an_error_fails_the_reload_and_the_one_before_stays(tmp_path: Path) -> None:
+def test_a_map_with_an_error_fails_the_reload_and_the_old_map_stays(tmp_path: Path) -> None:
     written(tmp_path)
     with Daemon(*OPTIONS, cwd=tmp_path) as daemon, daemon.smtp() as client:
         client.ehlo()
@@ -92,9 +92,7 @@ def test_a_map_with_an_error_fails_the_reload_and_the_one_before_stays(tmp_path:
 
 
 @pytest.mark.parametrize("what", ["check", "start"])
-def test_a_map_with_an_error_is_an_error_of_check_and_of_the_start(
-    tmp_path: Path, what: str
-) -> None:
+def test_check_and_start_report_an_error_in_a_map(tmp_path: Path, what: str) -> None:
     written(tmp_path)
     (tmp_path / "recipients.map").write_text("bob\n")
     ended = run(*(["check"] if what == "check" else []), *OPTIONS, cwd=tmp_path)
@@ -106,7 +104,7 @@ def test_a_map_with_an_error_is_an_error_of_check_and_of_the_start(
 
 
 class Words:
-    """A user's handler with a file, which is a list of words here."""
+    """A custom handler with a file of words."""
 
     def __init__(self) -> None:
         self.words = ["one"]
@@ -133,7 +131,7 @@ class Words:
         return f"{len(read)} words" if len(read) > 1 else None
 
 
-async def test_any_handler_may_read_again_in_a_thread_and_is_used_once_all_has_succeeded() -> None:
+async def test_on_reload_runs_in_a_thread_and_its_function_after_all_has_succeeded() -> None:
     words, other = Words(), Words()
     async with (
         serve([words, other, Collect()]) as server,
@@ -155,25 +153,25 @@ async def test_any_handler_may_read_again_in_a_thread_and_is_used_once_all_has_s
 
 class Awaits(Words):
     async def on_reload(self) -> None:  # type: ignore[override]
-        """Would never be awaited."""
+        """Return a coroutine, which a reload would never await."""
 
 
 class Wants(Words):
     def on_reload(self, config: object) -> None:  # type: ignore[override]
-        """Would get no config."""
+        """Require an argument, which a reload would not pass."""
 
 
 @pytest.mark.parametrize(
     ("handler", "error"), [(Awaits(), r"write def on_reload\(self\)"), (Wants(), "no parameter")]
 )
-def test_a_method_that_a_reload_could_not_call_is_an_error_at_the_start(
+def test_an_on_reload_that_cannot_be_called_is_an_error_at_the_start(
     handler: Words, error: str
 ) -> None:
     with pytest.raises(HandlerError, match=error):
         Chain([handler])
 
 
-async def test_a_handler_that_fails_to_use_what_it_read_does_not_undo_the_others(
+async def test_a_handler_that_fails_to_apply_a_reload_does_not_affect_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     words, other = Words(), Words()
@@ -184,7 +182,7 @@ async def test_a_handler_that_fails_to_use_what_it_read_does_not_undo_the_others
         assert "the function that on_reload returned has failed" in caplog.text
 
 
-async def test_sessions_go_on_while_a_large_map_is_read(tmp_path: Path) -> None:
+async def test_sessions_continue_while_a_large_map_is_read(tmp_path: Path) -> None:
     path = tmp_path / "map"
     path.write_text("bob@example.com\n")
     lines = "bob@example.com\n"
@@ -198,7 +196,7 @@ async def test_sessions_go_on_while_a_large_map_is_read(tmp_path: Path) -> None:
         path.write_text(lines)
         reload = asyncio.ensure_future(server.reload())
         answers = []
-        # Bob is in both maps: a client that is refused often enough is disconnected.
+        # Bob is in both maps, because a client with many refusals would be disconnected.
         while not reload.done():
             answers.append((await client.say("RCPT TO:<bob@example.com>")).code)
             await client.say("RSET", "MAIL FROM:<a@example.net>")

@@ -27,7 +27,7 @@ LOGIN = base64.b64encode(b"\0bob\0pass").decode()
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> AnswerCounts:
-    """What all filters of a test count with."""
+    """The counts of all filters in a test."""
     made = AnswerCounts()
     monkeypatch.setattr(Filter, "_request_counts", made)
     return made
@@ -62,7 +62,7 @@ async def test_refusals_of_a_policy_server_are_counted_by_class(counts: AnswerCo
     assert seen(counts) == {"5xx": 1, "4xx": 3}
 
 
-async def test_a_filter_is_not_counted_for_clients_that_its_conditions_leave_out(
+async def test_a_filter_is_not_counted_for_clients_without_a_matching_condition(
     counts: AnswerCounts,
 ) -> None:
     async with listening(server := policy.TestPolicy()):
@@ -106,7 +106,7 @@ DOWN = frame(b"no such answer")
         ({b"M": DOWN}, {"stages": STAGES, "when_down": "accept"}, {"2xx": 4}),
     ],
 )
-async def test_a_milter_is_not_counted_for_what_it_does_not_want_to_know(
+async def test_a_milter_is_not_counted_for_unwanted_events(
     counts: AnswerCounts, answers: Any, keys: dict[str, Any], counted: dict[str, int]
 ) -> None:
     milter = TestMilter(answers=answers)
@@ -123,7 +123,7 @@ async def test_a_recipient_that_a_milter_refuses_is_counted(counts: AnswerCounts
     assert seen(counts) == {"5xx": 1}
 
 
-async def test_a_milter_that_cannot_be_reached_is_counted_once_for_a_message(
+async def test_an_unreachable_milter_is_counted_once_per_message(
     counts: AnswerCounts,
 ) -> None:
     milter = TestMilter(answers={b"M": DOWN})
@@ -132,7 +132,7 @@ async def test_a_milter_that_cannot_be_reached_is_counted_once_for_a_message(
     assert seen(counts) == {"4xx": 1}
 
 
-async def test_dovecot_is_counted_for_each_auth_that_it_decides(
+async def test_dovecot_is_counted_for_each_auth_command(
     counts: AnswerCounts, certificates: Certificates
 ) -> None:
     answers: dict[str, str | None] = {

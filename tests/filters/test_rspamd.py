@@ -1,4 +1,4 @@
-"""The filter rspamd in sessions: what rspamd is told, and what becomes of its answers."""
+"""The filter rspamd in sessions: the requests to rspamd, and its answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 
-async def test_rspamd_is_told_of_the_client_and_the_message_and_the_message_stays() -> None:
+async def test_rspamd_gets_client_and_message_and_the_message_is_unchanged() -> None:
     rspamd = TestRspamd()
     async with door(rspamd) as (client, kept):
         reply = await send(client, "b@example.com", "c@example.com")
@@ -97,14 +97,14 @@ async def test_the_settings_decide_about_spam(reject: str, reply: str) -> None:
     assert stored == []
 
 
-async def test_what_is_changed_is_stored() -> None:
+async def test_the_changed_message_is_stored() -> None:
     added = {"milter": {"add_headers": {"X-Spamd-Bar": "++"}, "remove_headers": {"From": 1}}}
     said, (stored,) = await outcome({"action": "add header", **added})
     assert said.startswith("250")
     assert stored == b"Subject: x\r\nX-Spamd-Bar: ++\r\nX-Spam: Yes\r\n\r\nhello\r\n"
 
 
-async def test_the_envelope_may_be_changed_too() -> None:
+async def test_rspamd_can_change_the_envelope() -> None:
     block = {"add_rcpt": ["c@example.com"], "del_rcpt": ["b@example.com"], "change_from": "d@x"}
     async with door(TestRspamd({"action": "no action", "milter": block})) as (client, kept):
         assert (await send(client)).code == 250
@@ -146,7 +146,7 @@ async def test_an_unknown_action_is_logged_once(caplog: pytest.LogCaptureFixture
 # -- greylisting -------------------------------------------------------------------------------
 
 
-def test_a_message_is_delayed_until_it_comes_again_after_some_minutes() -> None:
+def test_a_greylisted_message_is_accepted_when_it_is_sent_again_after_minutes() -> None:
     greylist = Greylist()
     assert greylist.delays("a", 1000.0)
     assert greylist.delays("a", 1000.0 + DELAY_SECONDS - 1)
@@ -157,7 +157,7 @@ def test_a_message_is_delayed_until_it_comes_again_after_some_minutes() -> None:
     assert greylist.delays("a", 1000.0 + SECONDS + 1)
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_greylist_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smtpd_fork.filters.greylist.MESSAGES", 3)
     greylist = Greylist()
     for number in range(9):
@@ -165,7 +165,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(greylist) == 3
 
 
-async def test_advice_to_greylist_loses_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_action_greylist_loses_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smtpd_fork.filters.greylist.DELAY_SECONDS", 0.01)
     async with door(TestRspamd({"action": "greylist"})) as (client, kept):
         assert (await send(client)).code == 451
@@ -175,13 +175,13 @@ async def test_advice_to_greylist_loses_no_message(monkeypatch: pytest.MonkeyPat
     assert kept.messages == [MESSAGE.encode()]
 
 
-# -- who is asked about ------------------------------------------------------------------------
+# -- skipped clients ---------------------------------------------------------------------------
 
 LOGIN = base64.b64encode(b"\0bob\0pass").decode()
 
 
 @pytest.mark.parametrize("skip", [True, False])
-async def test_a_client_that_has_authenticated_is_skipped_unless_told(skip: bool) -> None:
+async def test_an_authenticated_client_is_skipped_by_default(skip: bool) -> None:
     options = {
         "session_options": {"authenticator": check_password, "auth_require_tls": False},
     }
@@ -194,7 +194,7 @@ async def test_a_client_that_has_authenticated_is_skipped_unless_told(skip: bool
 
 
 @pytest.mark.parametrize("skip", [True, False])
-async def test_an_exempt_client_is_skipped_unless_told(skip: bool) -> None:
+async def test_an_exempt_client_is_skipped_by_default(skip: bool) -> None:
     rspamd = TestRspamd({"action": "reject"})
     keys = {} if skip else {"skip_exempt": False}
     async with door(rspamd, options={"exempt": ["127.0.0.1"]}, **keys) as (client, _):
@@ -210,7 +210,7 @@ def loaded(text: str) -> Rspamd:
     return handler
 
 
-def test_it_is_made_of_text_and_never_shows_its_password() -> None:
+def test_settings_are_strings_and_the_password_is_never_shown() -> None:
     text = "rspamd:http://127.0.0.1:11333,password=hunter2,when-down=accept,skip-exempt=no"
     handler = loaded(text)
     assert repr(handler) == "<Rspamd http://127.0.0.1:11333>"
@@ -267,7 +267,7 @@ def test_without_httptools_the_error_names_the_extra(monkeypatch: pytest.MonkeyP
 # -- check -------------------------------------------------------------------------------------
 
 
-async def test_check_says_which_server_is_down_and_is_content(
+async def test_check_warns_about_a_server_that_is_down_and_succeeds(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     down = f"http://127.0.0.1:{free_port('127.0.0.1')}"
@@ -279,14 +279,14 @@ async def test_check_says_which_server_is_down_and_is_content(
     assert rspamd.paths == ["/ping"]
 
 
-async def test_check_finds_a_wrong_password() -> None:
+async def test_check_reports_a_wrong_password() -> None:
     async with rspamd_server(TestRspamd(password="right")) as rspamd:
         await asyncio.to_thread(Rspamd([rspamd.url], password="right").check)
         with pytest.raises(HandlerError, match=f"rspamd {rspamd.url} refuses the password"):
             await asyncio.to_thread(Rspamd([rspamd.url], password="hunter2").check)
 
 
-async def test_tls_is_verified_with_the_named_ca(
+async def test_tls_is_verified_with_the_configured_ca(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with rspamd_server(tls=certificates.server) as rspamd:
@@ -296,7 +296,7 @@ async def test_tls_is_verified_with_the_named_ca(
         assert "certificate verify failed" in caplog.text
 
 
-async def test_it_is_asked_over_a_unix_socket_too(
+async def test_rspamd_can_be_used_over_a_unix_socket(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, kept = tmp_path / "rspamd.sock", Collect()
@@ -313,10 +313,10 @@ async def test_it_is_asked_over_a_unix_socket_too(
     assert b"X-Spam: Yes" in kept.messages[0]
 
 
-# -- elsewhere ---------------------------------------------------------------------------------
+# -- other environments ------------------------------------------------------------------------
 
 
-async def test_conditions_select_what_it_is_asked_about() -> None:
+async def test_conditions_select_the_messages_to_check() -> None:
     rspamd, kept = TestRspamd({"action": "reject"}), Collect()
     async with rspamd_server(rspamd):
         chain = [Route(Rspamd([rspamd.url]), when={"client": "192.0.2.0/24"}), kept]
@@ -326,7 +326,7 @@ async def test_conditions_select_what_it_is_asked_about() -> None:
     assert rspamd.messages == []
 
 
-def test_it_serves_stock_aiosmtpd(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_runs_under_aiosmtpd(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "smtpd_fork")
     ready, end = threading.Event(), threading.Event()
     rspamd = TestRspamd({"action": "add header"})

@@ -1,4 +1,4 @@
-"""The filter rspamd when rspamd is down, slow, or answers nonsense: nothing waits or leaks."""
+"""The filter rspamd while rspamd is down or slow, or sends invalid answers: nothing leaks."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ REPLIES = {
 
 @pytest.fixture(autouse=True)
 def _short_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the start wait for no server that is silent."""
+    """Shorten the timeout of the check at the start."""
     monkeypatch.setattr("smtpd_fork.hops.probe.PROBE_SECONDS", 0.1)
 
 
 async def through(urls: list[str], **keys: Any) -> str:
-    """Send a message through the filter; return the reply. Nothing is left afterwards."""
+    """Send a message through the filter; return the reply. Check that nothing is left."""
     sockets, tasks = open_sockets(), asyncio.all_tasks()
     async with (
         serve([Rspamd(urls, **keys), Collect()]) as server,
@@ -56,7 +56,7 @@ async def through(urls: list[str], **keys: Any) -> str:
 
 
 @pytest.mark.parametrize("when_down", REPLIES)
-async def test_the_settings_decide_while_it_is_down(
+async def test_when_down_decides_while_rspamd_is_down(
     when_down: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
@@ -91,14 +91,14 @@ FAULTS: dict[str, Behaviour] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_whatever_else_it_says_the_message_waits_or_is_unchecked(fault: str) -> None:
+async def test_any_other_answer_defers_the_message_or_leaves_it_unchecked(fault: str) -> None:
     async with raw_server(FAULTS[fault]) as port:
         url = f"http://127.0.0.1:{port}"
         assert await through([url], timeout=0.3) == REPLIES["defer"]
 
 
 @pytest.mark.parametrize("size", [servers.LONGEST_ANSWER - 100, 100_000_000])
-async def test_an_answer_of_100_mb_is_cut_off(size: int) -> None:
+async def test_an_answer_of_100_mb_is_aborted(size: int) -> None:
     answer = b'{"action":"no action","x":"' + b"y" * size + b'"}'
     tracemalloc.start()
     try:
@@ -120,12 +120,12 @@ async def test_an_answer_of_100_mb_is_cut_off(size: int) -> None:
         b'{"action":"no action","milter":{"add_rcpt":["b@x>\\r\\nDATA"]}}',
     ],
 )  # fmt: skip
-async def test_an_answer_that_makes_no_sense_is_a_failure(answer: bytes) -> None:
+async def test_an_invalid_answer_is_a_failure(answer: bytes) -> None:
     said, stored = await outcome(answer)
     assert (said, stored) == (REPLIES["defer"], [])
 
 
-async def test_a_wrong_password_is_named_in_the_log_and_never_shown(
+async def test_the_log_reports_a_wrong_password_without_showing_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     rspamd = TestRspamd(password="right")
@@ -137,7 +137,7 @@ async def test_a_wrong_password_is_named_in_the_log_and_never_shown(
     assert "right" not in caplog.text
 
 
-async def test_a_connection_that_ends_as_it_is_used_again_fails_no_message() -> None:
+async def test_an_idle_connection_that_is_closed_loses_no_message() -> None:
     answer = b'HTTP/1.1 200 OK\r\nContent-Length: 22\r\n\r\n{"action":"no action"}'
     connections = 0
 
@@ -162,7 +162,7 @@ async def test_a_connection_that_ends_as_it_is_used_again_fails_no_message() -> 
 # -- several servers ---------------------------------------------------------------------------
 
 
-async def test_the_next_server_is_asked_while_the_first_is_down(
+async def test_the_next_server_is_used_while_the_first_is_down(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     down = f"http://127.0.0.1:{free_port('127.0.0.1')}"
@@ -172,7 +172,7 @@ async def test_the_next_server_is_asked_while_the_first_is_down(
     assert "has failed" not in caplog.text
 
 
-async def test_a_server_that_fails_is_left_out_and_comes_back_by_one_message(
+async def test_a_failed_server_is_skipped_until_one_message_succeeds(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     port = free_port("127.0.0.1")
@@ -194,7 +194,7 @@ async def judge_by_turns(judge: Rspamd, port: int) -> None:
         await send(client)
         async with rspamd_server(port=port) as first:
             await send(client)
-            assert len(first.messages) == 0  # it is left out for a second
+            assert len(first.messages) == 0  # it is skipped for a second
             judge._servers._servers[0]._next_attempt = 0.0
             await send(client)
             await send(client)
@@ -226,7 +226,7 @@ async def test_one_message_at_a_time_tries_a_server_that_is_down() -> None:
         await asked.close()
 
 
-def test_the_time_for_which_it_is_left_out_doubles_up_to_half_a_minute() -> None:
+def test_the_time_that_a_server_is_skipped_doubles_up_to_half_a_minute() -> None:
     asked = servers.Servers(
         ["http://127.0.0.1:1"], password=None, seconds=1.0, connections=1, ca_file=None
     )
@@ -238,7 +238,7 @@ def test_the_time_for_which_it_is_left_out_doubles_up_to_half_a_minute() -> None
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
 
 
-async def test_a_message_that_it_cannot_deal_with_does_not_take_it_from_others() -> None:
+async def test_a_message_that_fails_does_not_disable_the_server_for_others() -> None:
     rspamd = TestRspamd()
 
     async def hang() -> None:
@@ -256,10 +256,10 @@ async def test_a_message_that_it_cannot_deal_with_does_not_take_it_from_others()
             assert (await send(other)).code == 250
 
 
-# -- large messages, and ends ------------------------------------------------------------------
+# -- large messages, and disconnected clients --------------------------------------------------
 
 
-async def test_a_large_message_is_checked_and_nothing_blocks_the_loop() -> None:
+async def test_a_large_message_is_checked_without_blocking_the_event_loop() -> None:
     content = large(25_000_000)
     rspamd, kept = TestRspamd({"action": "add header"}), Collect()
     async with rspamd_server(rspamd), serve([Rspamd([rspamd.url]), kept]) as server:
@@ -295,7 +295,7 @@ async def test_a_long_subject_is_encoded_in_a_thread(
     assert [each is threading.main_thread() for each in threads] == [length == 10]
 
 
-async def test_a_session_that_ends_meanwhile_leaves_nothing() -> None:
+async def test_a_session_that_ends_during_a_request_leaves_nothing_behind() -> None:
     started = asyncio.Event()
 
     async def behaviour(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Rules: which recipient is accepted of whom, and what it becomes."""
+"""Rules: which recipients are accepted from which clients, and their aliases."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def judged(of: Rules, address: str, client: str = "198.51.100.1") -> object:
         "bob@ex\N{KELVIN SIGN}ample.com": RELAYING_DENIED,
     }.items(),
 )
-def test_a_recipient_is_here_or_is_not(address: str, verdict: str) -> None:
+def test_a_recipient_in_the_domains_is_accepted_and_others_are_refused(
+    address: str, verdict: str
+) -> None:
     assert judged(rules(), address) == verdict
 
 
@@ -122,7 +124,7 @@ def test_no_recipient_outside_of_the_domains_is_ever_accepted_from_a_client_that
 
 
 @given(address=ADDRESSES)
-def test_a_client_that_may_relay_may_send_to_each_address_that_there_can_be(address: str) -> None:
+def test_a_client_that_may_relay_may_send_to_any_address(address: str) -> None:
     if parse_path(f"<{address}>") == (address, ""):
         verdict = rules().judge(address, None, may_relay=True)
         assert verdict == (MALFORMED if address.startswith('""@') else OK)
@@ -140,7 +142,7 @@ def test_a_recipient_without_a_rule_is_unknown_where_rules_accept_others(tmp_pat
     assert judged(rules(tmp_path, "/^bob@/ REJECT\n"), "carol@a.sub.example") == OK
 
 
-def test_a_rule_for_postmaster_counts_and_one_for_all_of_its_domain_does_not(
+def test_postmaster_is_refused_by_its_own_rule_but_not_by_a_rule_for_its_domain(
     tmp_path: Path,
 ) -> None:
     text = "postmaster bob@example.com\npostmaster@a.sub.example bob@example.com\nbob@example.com\n"
@@ -150,7 +152,7 @@ def test_a_rule_for_postmaster_counts_and_one_for_all_of_its_domain_does_not(
     assert judged(some, "postmaster@example.com") == OK
 
 
-def test_a_network_that_is_ok_is_spared_refusals_and_may_not_relay(tmp_path: Path) -> None:
+def test_a_network_with_ok_skips_refusals_but_may_not_relay(tmp_path: Path) -> None:
     some = rules(
         tmp_path, "192.0.2.0/24 OK\n198.51.100.0/24 REJECT\n/./ REJECT\nall@example.com x@y.z\n"
     )
@@ -163,13 +165,13 @@ def test_a_network_that_is_ok_is_spared_refusals_and_may_not_relay(tmp_path: Pat
     assert judged(some, "bob%example.net@example.com", "192.0.2.1") == SOURCE_ROUTE
 
 
-def test_an_address_with_a_sign_of_a_route_is_accepted_if_it_is_in_the_map(tmp_path: Path) -> None:
+def test_an_address_with_route_characters_is_accepted_if_it_is_in_the_map(tmp_path: Path) -> None:
     some = rules(tmp_path, "50%off@example.com\n@example.com\n/./\n")
     assert judged(some, "50%off@example.com") == OK
     assert judged(some, "60%off@example.com") == SOURCE_ROUTE
 
 
-def test_aliases_lead_to_addresses_in_order_each_once(tmp_path: Path) -> None:
+def test_aliases_expand_to_addresses_in_order_and_each_once(tmp_path: Path) -> None:
     some = rules(
         tmp_path,
         "all@example.com sales@example.com, bob@example.com, x@example.org\n"
@@ -187,7 +189,7 @@ def test_aliases_lead_to_addresses_in_order_each_once(tmp_path: Path) -> None:
     assert judged(some, "sales@a.sub.example") == judged(some, "sales@example.com")
 
 
-def test_an_extension_goes_on_to_the_addresses_of_a_rule_and_ends_there(tmp_path: Path) -> None:
+def test_an_extension_is_appended_to_the_addresses_of_a_rule(tmp_path: Path) -> None:
     some = rules(
         tmp_path,
         "info@example.com info+team@example.com\n"
@@ -225,7 +227,7 @@ def test_an_alias_to_an_address_that_is_refused_is_refused(tmp_path: Path) -> No
         ("@example.com @a.sub.example\n@a.sub.example @example.com\n", ()),
     ],
 )
-def test_a_loop_of_aliases_ends_and_is_named(
+def test_an_alias_loop_ends_and_is_reported(
     tmp_path: Path, text: str, addresses: tuple[str, ...]
 ) -> None:
     verdict = rules(tmp_path, text).judge("a@example.com", None, may_relay=False)
@@ -234,7 +236,7 @@ def test_a_loop_of_aliases_ends_and_is_named(
     assert verdict.fault == "<a@example.com> leads to itself"
 
 
-def test_an_alias_that_grows_without_end_is_given_up(tmp_path: Path) -> None:
+def test_an_alias_with_too_many_addresses_is_an_error(tmp_path: Path) -> None:
     lines = []
     for n in range(30):
         others = " ".join(f"x{n}-{m}@example.com" for m in range(100))
@@ -253,7 +255,7 @@ RIGHTS = st.lists(NODES | st.sampled_from(["@d.e", "@f.g"]), min_size=1, max_siz
 
 
 @given(aliases=st.dictionaries(LEFTS, RIGHTS, max_size=8), address=NODES)
-def test_any_aliases_lead_to_addresses_once_each_or_to_a_named_fault(
+def test_any_aliases_expand_to_unique_addresses_or_to_an_error(
     tmp_path_factory: pytest.TempPathFactory, aliases: dict[str, list[str]], address: str
 ) -> None:
     text = "".join(f"{left} {' '.join(right)}\n" for left, right in aliases.items())
@@ -267,12 +269,12 @@ def test_any_aliases_lead_to_addresses_once_each_or_to_a_named_fault(
     assert keys or verdict.fault
     for each in verdict.addresses:
         after = some.judge(each, None, may_relay=False)
-        # It is final: no rule replaces it, but for one that names it, with its extension or not.
+        # It is final: no rule replaces it, except a rule that contains it, possibly extended.
         if isinstance(after, Expansion) and not verdict.fault:
             assert each in after.addresses or after.fault or "+" in each
 
 
-def test_what_is_valid_and_likely_not_meant_is_named(tmp_path: Path) -> None:
+def test_probable_mistakes_cause_warnings(tmp_path: Path) -> None:
     some = rules(tmp_path, "bob@example.net\n", ("example.com", "b.example", "*.c.example"))
     assert list(some.warnings()) == [
         "rules for example.net (not in domains) only concern clients that may relay",
@@ -284,6 +286,6 @@ def test_what_is_valid_and_likely_not_meant_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", ".", "example..com", ".example.com", "*", "a b", "@b.c", "x/y"]
 )
-def test_a_text_that_is_no_domain_is_an_error(text: str) -> None:
+def test_an_invalid_domain_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"not a domain, as in example\.com"):
         domain_pattern(text)

@@ -1,4 +1,4 @@
-"""Client: the transactions of SMTP and LMTP as a client speaks them, without a socket."""
+"""Client: transactions of SMTP and LMTP on the client's side, without a socket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_with_pipelining_a_transaction_is_one_write_and_the_content() -> None:
     assert wire.client.state is State.READY
 
 
-def test_without_pipelining_each_command_waits_for_the_reply_before() -> None:
+def test_without_pipelining_each_command_waits_for_the_previous_reply() -> None:
     wire = Wire().ready("250 hop")
     wire.send()
     assert wire.take() == MAIL
@@ -43,7 +43,7 @@ def test_a_refused_recipient_keeps_its_reply() -> None:
     assert wire.codes() == [550, 250]
 
 
-def test_lmtp_has_a_reply_for_each_recipient_that_was_taken() -> None:
+def test_lmtp_has_a_reply_for_each_accepted_recipient() -> None:
     wire = Wire(lmtp=True).ready()
     wire.send()
     wire.take()
@@ -65,7 +65,7 @@ def test_the_reply_to_data_is_read_when_all_recipients_were_refused(lmtp: bool) 
     assert wire.client.state is State.READY
 
 
-def test_a_hop_that_wants_the_content_for_nobody_is_left() -> None:
+def test_a_hop_that_accepts_data_without_recipients_is_disconnected() -> None:
     wire = Wire().ready()
     wire.send()
     wire.take()
@@ -74,7 +74,7 @@ def test_a_hop_that_wants_the_content_for_nobody_is_left() -> None:
     assert wire.codes() == [550, 551]
 
 
-def test_a_refused_sender_is_the_reply_of_all_recipients() -> None:
+def test_the_reply_that_refuses_the_sender_applies_to_all_recipients() -> None:
     wire = Wire().ready()
     order = wire.send()
     wire.take()
@@ -83,7 +83,7 @@ def test_a_refused_sender_is_the_reply_of_all_recipients() -> None:
     assert order.sender_refused
 
 
-def test_without_pipelining_nothing_is_asked_after_a_refused_sender() -> None:
+def test_without_pipelining_no_command_follows_a_refused_sender() -> None:
     wire = Wire().ready("250 hop")
     wire.send()
     wire.take()
@@ -101,7 +101,7 @@ def test_rset_that_is_not_answered_250_breaks_the_connection() -> None:
     assert wire.codes() == [550, 551]
 
 
-def test_bdat_needs_neither_354_nor_doubled_dots() -> None:
+def test_bdat_needs_neither_354_nor_dot_stuffing() -> None:
     wire = Wire().ready("250-hop\r\n250-PIPELINING\r\n250-CHUNKING\r\n250 BINARYMIME")
     wire.send(content=b"BDAT 3 LAST\r\n.\n\0", chunked=True)
     assert wire.take() == MAIL + b"".join(RCPTS)
@@ -110,7 +110,7 @@ def test_bdat_needs_neither_354_nor_doubled_dots() -> None:
     assert wire.codes() == [250, 550]
 
 
-def test_a_question_about_recipients_ends_with_rset() -> None:
+def test_a_verification_of_recipients_ends_with_rset() -> None:
     wire = Wire().ready()
     wire.send(content=None)
     assert wire.take() == MAIL + b"".join(RCPTS) + b"RSET\r\n"
@@ -120,7 +120,7 @@ def test_a_question_about_recipients_ends_with_rset() -> None:
     assert wire.client.state is State.READY
 
 
-def test_a_question_about_recipients_without_pipelining_is_put_word_by_word() -> None:
+def test_a_verification_without_pipelining_sends_one_command_at_a_time() -> None:
     wire = Wire().ready("250 hop")
     wire.send(content=None)
     assert wire.take() == MAIL
@@ -130,7 +130,7 @@ def test_a_question_about_recipients_without_pipelining_is_put_word_by_word() ->
     assert wire.codes() == [550, 250]
 
 
-def test_421_in_the_middle_is_the_reply_of_those_that_have_none() -> None:
+def test_421_applies_to_all_recipients_without_a_reply() -> None:
     wire = Wire().ready()
     wire.send()
     wire.take()
@@ -139,7 +139,7 @@ def test_421_in_the_middle_is_the_reply_of_those_that_have_none() -> None:
     assert wire.codes() == [550, 421]
 
 
-def test_421_to_mail_counts_as_nothing_heard() -> None:
+def test_421_to_mail_does_not_count_as_an_answer() -> None:
     wire = Wire().ready()
     wire.send()
     wire.take()
@@ -148,7 +148,7 @@ def test_421_to_mail_counts_as_nothing_heard() -> None:
     assert not wire.client.has_answered
 
 
-def test_an_early_refusal_of_the_content_is_taken_and_the_connection_left() -> None:
+def test_an_early_refusal_of_the_content_is_used_and_the_connection_closed() -> None:
     wire = Wire().ready()
     wire.send()
     wire.take()
@@ -158,7 +158,7 @@ def test_an_early_refusal_of_the_content_is_taken_and_the_connection_left() -> N
     assert wire.codes() == [552, 552]
 
 
-def test_a_reply_that_began_before_the_end_of_the_message_takes_none() -> None:
+def test_a_positive_reply_that_began_before_the_end_of_the_message_is_an_error() -> None:
     wire = Wire(lmtp=True).ready()
     order = wire.send()
     wire.take()
@@ -170,7 +170,7 @@ def test_a_reply_that_began_before_the_end_of_the_message_takes_none() -> None:
 
 
 @pytest.mark.parametrize("early", ["250 taken", "354 Go"])
-def test_a_message_is_not_taken_before_it_was_sent(early: str) -> None:
+def test_a_positive_reply_before_the_end_of_the_message_is_an_error(early: str) -> None:
     wire = Wire().ready()
     wire.send()
     wire.take()
@@ -180,7 +180,7 @@ def test_a_message_is_not_taken_before_it_was_sent(early: str) -> None:
 
 
 @pytest.mark.parametrize("unasked", ["250 OK", "421 Bye", "4", "\0"])
-def test_what_is_said_unasked_breaks_the_connection(unasked: str) -> None:
+def test_an_unexpected_reply_breaks_the_connection(unasked: str) -> None:
     wire = Wire().ready()
     wire.client.receive(unasked.encode())
     wire.client.receive(b"\r\n")
@@ -199,7 +199,7 @@ REPLIES = st.lists(st.builds("{}{}text".format, CODES, st.sampled_from(" -")), m
 )
 @example([(["250 OK"], [3])] * 5, False, True, True)
 @example([(["250 text"] * 3, []), (["250 text"] * 4, [175])], False, True, False)
-def test_any_split_of_any_replies_gives_the_same(
+def test_the_result_does_not_depend_on_how_replies_are_split(
     turns: list[tuple[list[str], list[int]]], lmtp: bool, pipelining: bool, content: bool
 ) -> None:
     def result(*, split: bool) -> object:
@@ -215,7 +215,7 @@ def test_any_split_of_any_replies_gives_the_same(
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=10))
-def test_any_bytes_leave_the_client_in_a_known_state(stream: bytes, cuts: list[int]) -> None:
+def test_any_bytes_leave_the_client_in_a_valid_state(stream: bytes, cuts: list[int]) -> None:
     wire = Wire()
     edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
     for start, end in pairwise(edges):

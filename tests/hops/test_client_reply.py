@@ -1,4 +1,4 @@
-"""A hop's reply as ours, and what is known of recipients."""
+"""The conversion of a hop's reply to ours, and the cache of replies to RCPT."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from smtpd_fork.hops.replies import HopReply
         (452, ["4.2.2"], "452 4.2.2 Refused"),
     ],
 )
-def test_a_reply_is_passed_on_checked_and_cut(code: int, lines: list[str], ours: str) -> None:
+def test_a_reply_is_converted_cleaned_and_cut(code: int, lines: list[str], ours: str) -> None:
     assert client_reply(HopReply(code, tuple(lines))) == ours
 
 
 @given(st.integers(200, 599), st.lists(st.text(max_size=600), min_size=1, max_size=5))
-def test_any_reply_becomes_one_line_that_can_be_sent(code: int, lines: list[str]) -> None:
+def test_any_reply_becomes_one_valid_line(code: int, lines: list[str]) -> None:
     ours = client_reply(HopReply(code, tuple(lines)))
     assert is_plain(ours)
     assert ours[0] == ours[4]
@@ -46,7 +46,7 @@ def test_any_reply_becomes_one_line_that_can_be_sent(code: int, lines: list[str]
     assert (ours[0] == "5") <= (code >= 500)
 
 
-def test_answers_are_believed_for_a_time_that_their_class_has() -> None:
+def test_replies_are_cached_for_a_time_that_depends_on_their_class() -> None:
     known = RecipientCache()
     for address, reply in [("a", "250 Yes"), ("b", "550 No"), ("c", "450 Later")]:
         known.put(address, reply, 0.0)
@@ -54,7 +54,7 @@ def test_answers_are_believed_for_a_time_that_their_class_has() -> None:
         assert "".join(each for each in "abc" if known.get(each, now)) == expected
 
 
-def test_the_oldest_answer_is_forgotten_first() -> None:
+def test_the_oldest_reply_is_removed_first() -> None:
     known = RecipientCache(2)
     for address in "abac":
         known.put(address, "250 Yes", 0.0)
@@ -63,7 +63,7 @@ def test_the_oldest_answer_is_forgotten_first() -> None:
 
 
 @pytest.mark.parametrize("letter", ["x", "\N{GRINNING FACE}"])
-def test_the_longest_addresses_and_replies_do_not_take_more_memory(
+def test_long_addresses_and_replies_do_not_exceed_the_memory_limit(
     letter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.hops.recipient_cache.MOST_BYTES", 1_000_000)

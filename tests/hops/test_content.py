@@ -1,4 +1,4 @@
-"""Content: what a message is made of, and the pieces in which it is sent."""
+"""The content of a message: its properties, and the pieces in which it is sent."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TEXTS = st.lists(st.sampled_from([b"\r\n", b".", b"a", b"\n", b"\r", b"\0", b"\x
 
 
 def undotted(sent: bytes) -> bytes:
-    """Return what a server makes of it (RFC 5321 4.5.2)."""
+    """Return the content that a server receives (RFC 5321 4.5.2)."""
     *lines, end, rest = sent.split(b"\r\n")
     assert (end, rest) == (b".", b"")
     return b"".join(line.removeprefix(b".") + b"\r\n" for line in lines)
 
 
 @given(TEXTS, TEXTS, st.integers(1, 5), st.sampled_from([0, 1000]))
-def test_a_server_gets_what_was_sent_however_it_is_cut(
+def test_dot_stuffing_is_correct_for_any_content(
     head: bytes, text: bytes, piece: int, small: int
 ) -> None:
     head, text = (re.sub(rb"\r?\n|\r", b"\r\n", part) for part in (head, text))
@@ -46,7 +46,7 @@ def test_bdat_sends_every_octet(head: bytes, text: bytes, piece: int) -> None:
 
 
 @given(TEXTS, st.integers(1, 5))
-def test_facts_are_the_same_however_it_is_cut(text: bytes, piece: int) -> None:
+def test_the_properties_do_not_depend_on_the_size_of_the_pieces(text: bytes, piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(content, "PIECE", piece)
         facts = asyncio.run(facts_of(text))
@@ -69,7 +69,7 @@ def test_lines_of_more_than_998_octets_are_long(text: bytes, long: bool) -> None
     assert has_long_lines(text) is long
 
 
-async def test_other_tasks_go_on_while_a_large_message_is_looked_at() -> None:
+async def test_other_tasks_run_while_a_large_message_is_examined() -> None:
     turns = 0
 
     async def count() -> None:

@@ -1,4 +1,4 @@
-"""Dovecot's authentication protocol without a socket: what is said, and what is made of answers."""
+"""Dovecot's authentication protocol without a socket: requests and answers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def opened() -> Conversation:
 
 
 def heard(stream: bytes, cuts: list[int]) -> tuple[object, ...]:
-    """Return all that a conversation makes of a stream that comes in pieces."""
+    """Return the results of a conversation for a stream that is received in pieces."""
     conversation, answers, garbage = Conversation(7), [], ""
     edges = sorted({0, len(stream), *(min(cut, len(stream)) for cut in cuts)})
     try:
@@ -54,14 +54,14 @@ def heard(stream: bytes, cuts: list[int]) -> tuple[object, ...]:
 
 
 @given(LINES, st.lists(st.integers(0, 2000), max_size=8), st.booleans())
-def test_any_split_of_a_stream_gives_the_same_answers(
+def test_the_answers_do_not_depend_on_how_the_stream_is_split(
     lines: list[bytes], cuts: list[int], opening: bool
 ) -> None:
     stream = (OPENING.encode() if opening else b"") + b"".join(line + b"\n" for line in lines)
     assert heard(stream, cuts) == heard(stream, [])
 
 
-def test_the_opening_names_the_mechanisms_and_what_they_show() -> None:
+def test_the_opening_lists_the_mechanisms_and_whether_they_reveal_the_password() -> None:
     conversation = opened()
     assert conversation.greeting == b"VERSION\t1\t2\nCPID\t7\n"
     assert conversation.mechanisms == [
@@ -84,7 +84,7 @@ def test_the_opening_names_the_mechanisms_and_what_they_show() -> None:
         (b"CONT\t1", Answer(Kind.CONTINUE)),
     ],
 )
-def test_answers_are_understood(line: bytes, answer: Answer) -> None:
+def test_answers_are_parsed(line: bytes, answer: Answer) -> None:
     assert list(opened().receive(line + b"\n")) == [(1, answer)]
 
 
@@ -120,23 +120,21 @@ def test_the_kind_of_a_failure_is_a_word_or_a_code(parameters: dict[str, str], w
         (OPENING.encode(), b"CONT\t1\t" + b64encode(b"x" * (LONGEST_CHALLENGE + 1)) + b"\n"),
     ],
 )
-def test_what_is_not_the_protocol_is_refused(opening: bytes, said: bytes) -> None:
+def test_a_protocol_violation_is_an_error(opening: bytes, said: bytes) -> None:
     conversation = Conversation(7)
     list(conversation.receive(opening))
     with pytest.raises(DovecotGarbageError):
         list(conversation.receive(said))
 
 
-def test_lines_that_say_nothing_are_counted_from_one_answer_to_the_next() -> None:
+def test_ignored_lines_are_counted_between_answers() -> None:
     conversation = opened()
     for _ in range(3):
         assert len(list(conversation.receive(b"x\n" * MOST_LINES + b"OK\t1\tuser=a\n"))) == 1
 
 
 @given(st.text(max_size=20), st.binary(max_size=30) | st.none())
-def test_no_word_of_a_client_can_end_a_line_or_begin_another_word(
-    word: str, response: bytes | None
-) -> None:
+def test_a_client_cannot_inject_a_line_or_a_parameter(word: str, response: bytes | None) -> None:
     line = begin(3, "PLAIN", {"service": "smtp", "nologin": "", "session": word}, response)
     assert line.endswith(b"\n")
     words = line[:-1].split(b"\t")
@@ -145,7 +143,7 @@ def test_no_word_of_a_client_can_end_a_line_or_begin_another_word(
     assert not set(line[:-1]) & set(b"\n\r\0")
 
 
-def test_a_response_is_the_last_word_also_if_it_is_empty() -> None:
+def test_the_response_is_the_last_parameter_even_if_it_is_empty() -> None:
     assert begin(1, "PLAIN", {}, b"").endswith(b"\tresp=\n")
     assert respond(1, b"") == b"CONT\t1\t\n"
     assert respond(1, b"abc") == b"CONT\t1\tYWJj\n"

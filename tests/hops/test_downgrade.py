@@ -1,4 +1,4 @@
-"""How a message goes to a hop that does not offer all of it: as it is, or not at all."""
+"""A message for a hop that lacks extensions is sent unchanged, or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def form(mail: Mail, *offered: str, lmtp: bool = False, head: bytes = b"") -> Fo
 
 
 def sent(mail: Mail, *offered: str, lmtp: bool = False) -> tuple[str, bool]:
-    """Return MAIL's parameters, and whether it goes by BDAT."""
+    """Return the parameters of MAIL, and whether BDAT is used."""
     made = form(mail, *offered, lmtp=lmtp)
     assert isinstance(made, Form), made
     return made.sender.decode().strip().partition(">")[2].strip(), made.chunked
@@ -34,12 +34,12 @@ def refused(mail: Mail, *offered: str, lmtp: bool = False) -> str:
     return made[:9]
 
 
-def test_nothing_is_declared_that_is_not_offered() -> None:
+def test_only_offered_extensions_are_declared() -> None:
     mail = a_mail(body="8BITMIME", utf8=True, parameters={"RET": "HDRS", "ENVID": "x"})
     assert sent(mail) == ("", False)
 
 
-def test_what_is_offered_and_asked_for_is_declared() -> None:
+def test_offered_extensions_that_the_client_used_are_declared() -> None:
     parameters = {"RET": "HDRS", "ENVID": "x+2B", "AUTH": "<>", "SIZE": "3"}
     mail = a_mail(body="8BITMIME", utf8=True, parameters=parameters)
     declared, _ = sent(mail, "8BITMIME", "SMTPUTF8", "DSN", "SIZE", "AUTH")
@@ -47,18 +47,18 @@ def test_what_is_offered_and_asked_for_is_declared() -> None:
 
 
 @pytest.mark.parametrize("body", ["7BIT", "8BITMIME"])
-def test_8_bit_content_is_declared_whatever_the_client_said(body: str) -> None:
+def test_8_bit_content_is_declared_regardless_of_the_client(body: str) -> None:
     assert sent(a_mail(content=UTF8_BODY, body=body), "8BITMIME") == ("BODY=8BITMIME", False)
 
 
-def test_8_bit_content_does_not_go_to_a_hop_without_8bitmime() -> None:
+def test_8_bit_content_is_not_sent_to_a_hop_without_8bitmime() -> None:
     assert refused(a_mail(content=UTF8_BODY, body="8BITMIME")) == "554 5.6.3"
 
 
 @pytest.mark.parametrize(
     "facts", [{"sender": "\xe4@example.com"}, {"to": ["b@example.com", "\xfc@example.com"]}]
 )
-def test_smtputf8_that_an_address_needs_is_553(facts: dict[str, Any]) -> None:
+def test_an_address_that_needs_smtputf8_gets_553_without_it(facts: dict[str, Any]) -> None:
     mail = a_mail(*facts.pop("to", []), utf8=True, **facts)
     made = form(mail, "8BITMIME")
     if isinstance(made, str):
@@ -69,18 +69,18 @@ def test_smtputf8_that_an_address_needs_is_553(facts: dict[str, Any]) -> None:
     assert sent(mail, "SMTPUTF8")[0] == "SMTPUTF8"
 
 
-def test_a_header_with_utf8_is_for_lmtp_alone() -> None:
+def test_without_smtputf8_a_utf8_header_is_sent_only_by_lmtp() -> None:
     mail = a_mail(content=UTF8_HEADER, utf8=True)
     assert refused(mail, "8BITMIME") == "554 5.6.9"
     assert sent(mail, "8BITMIME", lmtp=True) == ("BODY=8BITMIME", False)
     assert sent(mail, "8BITMIME", "SMTPUTF8") == ("BODY=8BITMIME SMTPUTF8", False)
 
 
-def test_utf8_in_the_text_alone_needs_no_smtputf8() -> None:
+def test_utf8_only_in_the_body_needs_no_smtputf8() -> None:
     assert sent(a_mail(content=UTF8_BODY, utf8=True), "8BITMIME") == ("BODY=8BITMIME", False)
 
 
-def test_utf8_in_our_own_field_counts_as_header() -> None:
+def test_utf8_in_our_own_field_counts_as_a_utf8_header() -> None:
     mail = a_mail(utf8=True)
     made = form(mail, "8BITMIME", head="Received: from \xe4\r\n".encode())
     assert isinstance(made, str)
@@ -88,7 +88,7 @@ def test_utf8_in_our_own_field_counts_as_header() -> None:
 
 
 @pytest.mark.parametrize("text", [b"a\nb\r\n", b"a\rb\r\n", b"a\r\n.\nb\r\n"])
-def test_a_bare_cr_or_lf_never_goes_by_data(text: bytes) -> None:
+def test_a_bare_cr_or_lf_is_never_sent_by_data(text: bytes) -> None:
     every = ("8BITMIME", "BINARYMIME", "CHUNKING")
     assert refused(a_mail(content=text), *every) == "554 5.6.0"
     assert sent(a_mail(content=text, body="BINARYMIME"), *every) == ("BODY=BINARYMIME", True)
@@ -97,7 +97,7 @@ def test_a_bare_cr_or_lf_never_goes_by_data(text: bytes) -> None:
         assert refused(a_mail(content=text, body="BINARYMIME"), *offered) == "554 5.6.3"
 
 
-def test_nul_goes_by_bdat_alone() -> None:
+def test_a_nul_is_sent_only_by_bdat() -> None:
     text = b"a\0b\r\n"
     assert refused(a_mail(content=text), "CHUNKING", "BINARYMIME") == "554 5.6.0"
     binary = a_mail(content=text, body="BINARYMIME")
@@ -105,7 +105,7 @@ def test_nul_goes_by_bdat_alone() -> None:
     assert refused(binary, "8BITMIME") == "554 5.6.3"
 
 
-def test_binary_content_that_is_made_of_lines_goes_by_data() -> None:
+def test_binary_content_that_consists_of_lines_is_sent_by_data() -> None:
     assert sent(a_mail(body="BINARYMIME")) == ("", False)
     assert sent(a_mail(content=UTF8_BODY, body="BINARYMIME"), "8BITMIME")[0] == "BODY=8BITMIME"
     assert refused(a_mail(content=b"x" * 999 + b"\r\n", body="BINARYMIME")) == "554 5.6.3"
@@ -142,7 +142,7 @@ def test_without_dsn_a_notification_of_success_is_451_and_others_are_dropped() -
     "address",
     ["b@x>\r\nRCPT TO:<c@x", "b@x> SIZE=1", "b\0@x", "b@x\n", "<b@x>", "b @x"],
 )
-def test_an_address_of_a_handler_that_would_be_another_command_is_refused(address: str) -> None:
+def test_an_address_of_a_handler_cannot_inject_a_command(address: str) -> None:
     made = form(a_mail(address), "SMTPUTF8")
     assert isinstance(made, Form)
     assert made.recipients == []
@@ -150,13 +150,13 @@ def test_an_address_of_a_handler_that_would_be_another_command_is_refused(addres
     assert refused(a_mail(sender=address)) == "553 5.1.3"
 
 
-def test_a_quoted_local_part_is_sent_as_it_is() -> None:
+def test_a_quoted_local_part_is_sent_unchanged() -> None:
     made = form(a_mail('"a > b"@example.com'))
     assert isinstance(made, Form)
     assert made.recipients == [b'RCPT TO:<"a > b"@example.com>\r\n']
 
 
-def test_the_null_sender_is_the_null_sender() -> None:
+def test_the_null_sender_is_sent_as_the_null_sender() -> None:
     made = form(a_mail(sender=""))
     assert isinstance(made, Form)
     assert made.sender == b"MAIL FROM:<>\r\n"

@@ -1,4 +1,4 @@
-"""An HTTP server is asked over connections that are kept: what it may answer, and when they end."""
+"""Persistent connections to an HTTP server: valid and invalid answers, and the end."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ KEPT = {"length", "no body", "chunks", "provisional"}
 
 
 class Transport:
-    """Takes what is written."""
+    """A transport that records what is written."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -56,9 +56,9 @@ class Transport:
 
 
 async def _answered(stream: bytes, cuts: Iterable[int] = ()) -> tuple[Any, bool]:
-    """Return what becomes of a request, and whether its connection is kept."""
+    """Return the result of a request, and whether its connection is kept."""
     connection, transport = HttpConnection(lambda _: None), Transport()
-    connection.connection_made(transport)  # type: ignore[arg-type] # all that is asked of it
+    connection.connection_made(transport)  # type: ignore[arg-type] # has all methods that are used
     asked = asyncio.create_task(connection.ask(b"GET / HTTP/1.1\r\n\r\n", b"", 100))
     await asyncio.sleep(0)
     edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
@@ -73,10 +73,10 @@ async def _answered(stream: bytes, cuts: Iterable[int] = ()) -> tuple[Any, bool]
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-async def test_an_answer_is_read_to_its_end_however_that_is_marked(name: str) -> None:
+async def test_an_answer_is_read_completely_with_any_framing(name: str) -> None:
     answer, kept = await _answered(ANSWERS[name])
     assert answer == (HttpAnswer(204, b"") if name == "no body" else HttpAnswer(200, b"hello"))
-    assert kept == (name in KEPT or name == "to the end")  # which is not known before the end
+    assert kept == (name in KEPT or name == "to the end")  # known only at the end
 
 
 @given(
@@ -85,7 +85,7 @@ async def test_an_answer_is_read_to_its_end_however_that_is_marked(name: str) ->
     ),
     st.lists(st.integers(0, 400), max_size=6),
 )
-def test_any_split_of_an_answer_gives_the_same(stream: bytes, cuts: list[int]) -> None:
+def test_an_answer_does_not_depend_on_how_it_is_split(stream: bytes, cuts: list[int]) -> None:
     assert asyncio.run(_answered(stream, cuts))[0] == asyncio.run(_answered(stream))[0]
 
 
@@ -95,7 +95,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
 @pytest.mark.parametrize(
     "begin", [b"HTTP/1.1 200 OK\r\nX: ", CHUNKED + b"0\r\nX: ", CHUNKED + b"1;a="]
 )
-async def test_what_comes_besides_a_body_is_bounded(begin: bytes) -> None:
+async def test_headers_and_chunk_framing_are_bounded(begin: bytes) -> None:
     connection, transport = HttpConnection(lambda _: None), Transport()
     connection.connection_made(transport)  # type: ignore[arg-type] # see above
     asked = asyncio.create_task(connection.ask(b"GET / HTTP/1.1\r\n\r\n", b"", 1 << 20))
@@ -109,14 +109,14 @@ async def test_what_comes_besides_a_body_is_bounded(begin: bytes) -> None:
     assert transport.aborted
 
 
-async def test_a_body_may_come_in_the_smallest_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_in_chunks_of_one_byte_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "MOST_HEAD_BYTES", 100)
     chunks = CHUNKED + b"1\r\na\r\n" * 99 + b"0\r\n\r\n"
     assert await _answered(chunks) == (HttpAnswer(200, b"a" * 100), True)
 
 
 @pytest.mark.parametrize("more", [PLAIN, b"x", b"HTTP/1.1 408 Timeout\r\n\r\n"])
-async def test_what_nobody_asked_for_ends_the_connection(more: bytes) -> None:
+async def test_data_without_a_request_closes_the_connection(more: bytes) -> None:
     assert await _answered(PLAIN + more) == (HttpAnswer(200, b"hello"), False)
     connection, transport = HttpConnection(lambda _: None), Transport()
     connection.connection_made(transport)  # type: ignore[arg-type] # see above
@@ -180,7 +180,7 @@ async def test_when_an_idle_connection_has_ended_the_others_are_closed() -> None
 
 
 @pytest.mark.parametrize("value", ["a\r\nX: z", "a\nb", "a\rb", "a\0b"])
-async def test_no_value_begins_another_field(value: str) -> None:
+async def test_a_header_value_cannot_inject_a_field(value: str) -> None:
     with pytest.raises(ValueError, match="line end"):
         await _web("http://127.0.0.1:1/").ask([("X", value)], b"", 5)
 

@@ -1,16 +1,16 @@
-"""Connections that nobody needs are kept for some seconds, in the order of their last use."""
+"""Unused connections are kept for some seconds, in the order of their last use."""
 
 from __future__ import annotations
 
 from smtpd_fork.hops.idle import Idle
 
 
-async def test_each_is_ended_when_its_time_is_over_and_one_that_is_used_again_is_not() -> None:
+async def test_unused_connections_are_closed_when_their_time_has_expired() -> None:
     ended: list[str] = []
     idle = Idle(60, ended.append)
     for name in ("a", "b", "c"):
         idle.add(name)
-    assert idle.take() == "c"  # the one that was used last
+    assert idle.take() == "c"  # the most recently used one
     idle.discard("a")
     idle.add("a")
     idle._since["b"] -= 61
@@ -23,7 +23,7 @@ async def test_each_is_ended_when_its_time_is_over_and_one_that_is_used_again_is
     assert idle.take() is None
 
 
-async def test_the_first_gives_way_and_the_end_of_all_leaves_no_timer() -> None:
+async def test_end_first_closes_the_oldest_and_end_all_leaves_no_timer() -> None:
     ended: list[str] = []
     idle = Idle(60, ended.append)
     for name in ("a", "b", "c"):

@@ -1,4 +1,4 @@
-"""Lookup: the mail servers of a domain, as RFC 5321 5.1 has them."""
+"""Lookup: the mail servers of a domain (RFC 5321 5.1)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_a_domain_without_mx_is_its_own_server() -> None:
         assert [str(each) for each in endpoints] == ["192.0.2.1:2525 (example.com)"]
 
 
-async def test_a_domain_with_a_null_mx_takes_no_mail_at_all() -> None:
+async def test_a_domain_with_a_null_mx_accepts_no_mail() -> None:
     async with name_server() as server:
         with pytest.raises(HopError) as raised:
             await found(server, {("example.com", "MX"): "0/."})
@@ -81,7 +81,7 @@ async def test_a_domain_with_a_null_mx_takes_no_mail_at_all() -> None:
         {("example.com", "MX"): "10/first.example", ("first.example", "A"): "SERVFAIL"},
     ],
 )
-async def test_a_domain_without_servers_and_a_dns_that_fails_are_451(
+async def test_a_domain_without_servers_and_a_dns_failure_get_451(
     records: dict[tuple[str, str], str | None],
 ) -> None:
     async with name_server() as server:
@@ -90,7 +90,7 @@ async def test_a_domain_without_servers_and_a_dns_that_fails_are_451(
         assert raised.value.reply[:8] == "451 4.4."
 
 
-async def test_what_the_dns_does_not_know_does_not_keep_other_hops_from_being_tried() -> None:
+async def test_an_unknown_domain_does_not_prevent_the_use_of_other_hops() -> None:
     async with name_server() as server:
         endpoints = await found(server, {}, "mx:example.com", "192.0.2.9")
         assert [str(each) for each in endpoints] == ["192.0.2.9:25"]
@@ -107,7 +107,7 @@ async def test_a_message_goes_to_the_server_that_the_dns_names() -> None:
             assert (await relay.deliver(a_mail()))[0][:3] == "250"
 
 
-async def test_null_mx_is_told_to_all_messages() -> None:
+async def test_all_messages_get_the_reply_for_a_null_mx() -> None:
     async with name_server() as server:
         server.records = {("example.com", "MX"): "0/."}
         async with closing(Relay("mx:example.com", dns_server=server.address)) as relay:

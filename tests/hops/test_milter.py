@@ -34,7 +34,7 @@ VALUES = st.binary(max_size=30).map(lambda value: value.replace(b"\0", b""))
 
 
 @given(FRAMES, st.lists(st.integers(0, 400), max_size=6))
-def test_any_split_of_a_stream_gives_the_same_frames(
+def test_the_frames_do_not_depend_on_how_the_stream_is_split(
     frames: list[tuple[bytes, bytes]], cuts: list[int]
 ) -> None:
     stream = b"".join(frame(*each) for each in frames)
@@ -54,7 +54,7 @@ def test_a_frame_has_a_command_and_a_bounded_length(length: int) -> None:
 
 
 @given(st.binary(max_size=60))
-def test_options_are_understood_or_refused(data: bytes) -> None:
+def test_options_are_accepted_or_refused(data: bytes) -> None:
     try:
         options = parse_options(data)
     except MilterGarbageError:
@@ -63,7 +63,7 @@ def test_options_are_understood_or_refused(data: bytes) -> None:
 
 
 @given(st.binary(max_size=40))
-def test_texts_are_as_many_as_wanted(data: bytes) -> None:
+def test_the_number_of_texts_of_a_frame_is_checked(data: bytes) -> None:
     try:
         found = texts(data, 1, 2)
     except MilterGarbageError:
@@ -81,7 +81,7 @@ def test_a_reply_of_a_milter_is_a_refusal_on_one_line(data: bytes) -> None:
     assert len(reply) < 450
 
 
-def test_of_a_reply_of_a_milter_no_more_is_read_than_it_may_have() -> None:
+def test_only_a_limited_part_of_a_reply_is_parsed() -> None:
     lines = b"550-5.7.1 x\r\n" * (LONGEST_REPLY // 10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verdict, "client_reply", lambda reply: str(len(reply.lines)))
@@ -89,7 +89,7 @@ def test_of_a_reply_of_a_milter_no_more_is_read_than_it_may_have() -> None:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_a_message_is_told_in_parts_that_are_all_of_it(name: str) -> None:
+def test_the_events_of_a_message_are_the_whole_message(name: str) -> None:
     content = MESSAGES[name]
     parts = Parts(content)
     found = list(parts.names_and_values)
@@ -104,9 +104,7 @@ def test_a_message_is_told_in_parts_that_are_all_of_it(name: str) -> None:
 @pytest.mark.parametrize("name", MESSAGES)
 @settings(max_examples=10)
 @given(value=VALUES)
-def test_a_field_that_is_added_and_deleted_leaves_the_message_as_it_was(
-    name: str, value: bytes
-) -> None:
+def test_adding_and_deleting_a_field_leaves_the_message_unchanged(name: str, value: bytes) -> None:
     content = MESSAGES[name]
     added = Edit(b"h", 0, b"X-Added", b" v" + value)
     once = Parts(content).edited([added], leading_space=True)
@@ -130,7 +128,7 @@ def test_a_header_has_a_limit() -> None:
         Parts(b"a: " + b"x" * (1 << 20) + b"\r\n\r\n")
 
 
-def test_a_binary_body_is_replaced_as_it_is() -> None:
+def test_a_new_binary_body_is_not_converted() -> None:
     edits = [Edit(b"b", value=b"a\nb\rc\0")]
     assert Parts(b"A: b\r\n\r\nx").edited(edits, leading_space=True, binary=True) == (
         b"A: b\r\n\r\na\nb\rc\0"
@@ -156,7 +154,7 @@ def _options(protocol: int) -> bytes:
 
 
 def _said_by(answers: Sequence[bytes], protocol: int, cuts: Sequence[int]) -> tuple[Any, ...]:
-    """Return what becomes of a conversation whose milter says *answers*, cut in pieces."""
+    """Return the result of a conversation whose milter sends *answers*, in pieces."""
     conversation = Conversation(1000)
     conversation.send(_events(conversation))
     conversation.receive(_options(protocol))
@@ -175,7 +173,7 @@ def _said_by(answers: Sequence[bytes], protocol: int, cuts: Sequence[int]) -> tu
     st.sampled_from([0, 0x400, 0xFF080, 0x100000, 0x1FF7FF]),
     st.lists(st.integers(0, 400), max_size=6),
 )
-def test_any_answers_in_any_split_give_the_same_bounded_end(
+def test_the_result_of_any_answers_does_not_depend_on_how_they_are_split(
     answers: list[bytes], protocol: int, cuts: list[int]
 ) -> None:
     assert _said_by(answers, protocol, cuts)[:3] == _said_by(answers, protocol, [])[:3]
@@ -191,7 +189,7 @@ def _running(protocol: int = 0) -> Conversation:
     return conversation
 
 
-def test_events_are_told_in_one_go_and_answered_in_order() -> None:
+def test_events_are_sent_together_and_answered_in_order() -> None:
     conversation = _running()
     conversation.send(_events(conversation))
     sent = conversation.take()
@@ -206,7 +204,7 @@ def test_events_are_told_in_one_go_and_answered_in_order() -> None:
     assert [edit.name for edit in conversation.verdict.edits] == [b"X"]
 
 
-def test_a_milter_that_may_skip_is_asked_after_each_piece_of_the_body() -> None:
+def test_with_skip_each_chunk_of_the_body_waits_for_its_answer() -> None:
     conversation = _running(0x400)
     conversation.send(_events(conversation))
     conversation.take()
@@ -216,7 +214,7 @@ def test_a_milter_that_may_skip_is_asked_after_each_piece_of_the_body() -> None:
     assert conversation.take().endswith(frame(b"E"))
 
 
-def test_what_is_under_way_when_a_milter_decides_ends_the_connection_with_the_transaction() -> None:
+def test_a_conversation_is_reusable_after_a_verdict_only_when_all_events_are_answered() -> None:
     conversation = _running()
     conversation.send(_events(conversation))
     conversation.take()
@@ -229,7 +227,7 @@ def test_what_is_under_way_when_a_milter_decides_ends_the_connection_with_the_tr
     assert conversation.reusable
 
 
-def test_a_transaction_that_has_not_come_to_its_end_is_aborted_before_the_next() -> None:
+def test_an_unfinished_transaction_is_aborted_before_the_next() -> None:
     conversation = _running()
     conversation.send([Step(CONNECT, b"x\0U", {"j": "x"}), Step(MAIL, b"<a@x>\0", {"i": "1"})])
     conversation.take()
@@ -243,7 +241,7 @@ def test_a_transaction_that_has_not_come_to_its_end_is_aborted_before_the_next()
     assert conversation.take() == b""
 
 
-def test_macros_of_a_transaction_end_with_it_and_those_of_the_session_do_not() -> None:
+def test_macros_of_a_transaction_are_removed_and_those_of_the_session_kept() -> None:
     conversation = _running()
     conversation.send([Step(CONNECT, b"x\0U", {"client_addr": "::1"})])
     conversation.take()
@@ -254,7 +252,7 @@ def test_macros_of_a_transaction_end_with_it_and_those_of_the_session_do_not() -
     assert conversation._macros.values == {"client_addr": "::1"}
 
 
-def test_a_recipient_may_be_refused_alone() -> None:
+def test_a_refusal_can_concern_a_single_recipient() -> None:
     conversation = _running()
     conversation.send([Step(RCPT, b"<b@x>\0")], each_recipient=True)
     conversation.take()

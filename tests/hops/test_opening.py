@@ -1,4 +1,4 @@
-"""Opening: EHLO, STARTTLS and AUTH as a client speaks them, without a socket; and garbage."""
+"""Opening: EHLO, STARTTLS and AUTH on the client's side, without a socket; and garbage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_opening_is_a_greeting_and_ehlo() -> None:
     assert wire.client.offered == {"SIZE": "1000", "PIPELINING": ""}
 
 
-def test_helo_is_said_where_ehlo_is_not_known() -> None:
+def test_helo_is_sent_if_ehlo_is_refused() -> None:
     wire = Wire()
     wire.say("220 hop")
     assert wire.say("502 What?") == b"HELO me.example\r\n"
@@ -28,14 +28,14 @@ def test_helo_is_said_where_ehlo_is_not_known() -> None:
     assert wire.client.state is State.READY
 
 
-def test_lmtp_says_lhlo_and_nothing_else() -> None:
+def test_lmtp_sends_only_lhlo() -> None:
     wire = Wire(lmtp=True)
     assert wire.say("220 hop") == b"LHLO me.example\r\n"
     wire.say("502 What?")
     assert wire.client.state is State.BROKEN
 
 
-def test_what_follows_the_reply_to_starttls_is_not_taken_for_a_word_under_tls() -> None:
+def test_data_after_the_reply_to_starttls_is_an_error() -> None:
     wire = Wire(starttls="required")
     wire.say("220 hop")
     assert wire.say("250-hop\r\n250 STARTTLS") == b"STARTTLS\r\n"
@@ -43,7 +43,7 @@ def test_what_follows_the_reply_to_starttls_is_not_taken_for_a_word_under_tls() 
     assert wire.client.state is State.BROKEN
 
 
-def test_after_tls_the_hop_is_asked_again_and_what_it_said_before_is_forgotten() -> None:
+def test_after_tls_ehlo_is_sent_again_and_earlier_extensions_are_forgotten() -> None:
     wire = Wire(starttls="required")
     wire.say("220 hop")
     wire.say("250-hop\r\n250-AUTH PLAIN\r\n250 STARTTLS")
@@ -64,7 +64,7 @@ def test_after_tls_the_hop_is_asked_again_and_what_it_said_before_is_forgotten()
         ("offered", ["250 hop"], State.READY),
     ],
 )
-def test_plaintext_will_do_only_where_tls_is_not_required(
+def test_plaintext_is_used_only_if_tls_is_not_required(
     wanted: str, replies: list[str], state: State
 ) -> None:
     wire = Wire(starttls=wanted)
@@ -83,7 +83,7 @@ def test_auth_plain_is_one_line() -> None:
     assert wire.client.state is State.READY
 
 
-def test_auth_login_is_asked_for_name_and_password() -> None:
+def test_auth_login_sends_name_and_password_separately() -> None:
     wire = Wire(user="u", password="p")
     wire.say("220 hop")
     assert wire.say("250-hop\r\n250 AUTH LOGIN") == b"AUTH LOGIN\r\n"
@@ -93,7 +93,7 @@ def test_auth_login_is_asked_for_name_and_password() -> None:
     assert wire.client.state is State.BROKEN
 
 
-def test_a_password_that_the_hop_repeats_is_not_shown() -> None:
+def test_a_password_in_a_reply_is_not_shown() -> None:
     wire = Wire(user="u", password="secret")
     wire.say("220 hop")
     said = wire.say("250-hop\r\n250 AUTH PLAIN").split()[2].decode()
@@ -107,10 +107,8 @@ def test_a_password_that_the_hop_repeats_is_not_shown() -> None:
 
 @pytest.mark.parametrize("echo", ["500 What is {}?", "{}: unknown", "250 {}", "334 {}", "421 {}"])
 @pytest.mark.parametrize("before", [[], ["235 ok"], ["235 ok", "250 sender"]])
-def test_a_password_that_the_hop_repeats_at_any_time_is_not_shown(
-    echo: str, before: list[str]
-) -> None:
-    password = "correct-horse" * 9  # longer than the part of garbage that is shown
+def test_a_password_in_any_later_reply_is_not_shown(echo: str, before: list[str]) -> None:
+    password = "correct-horse" * 9  # longer than the part of garbage in the error
     wire = Wire(user="u", password=password)
     wire.say("220 hop")
     wire.say("250-hop\r\n250 AUTH PLAIN")
@@ -152,7 +150,7 @@ def test_garbage_breaks_the_connection(stream: bytes) -> None:
     assert wire.client.fault.reply.startswith("451 ")
 
 
-def test_little_is_kept_of_a_line_that_does_not_end() -> None:
+def test_an_endless_line_is_limited() -> None:
     wire = Wire()
     for _ in range(1000):
         wire.client.receive(b"x" * 1000)

@@ -1,4 +1,4 @@
-"""What a next hop is told of the client: XCLIENT and XFORWARD on the client's side of SMTP."""
+"""XCLIENT and XFORWARD on the client's side of SMTP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMAND = (
 )
 
 
-def test_xclient_says_what_is_known_of_the_client() -> None:
+def test_xclient_contains_the_known_attributes_of_the_client() -> None:
     assert xclient_command(CLIENT, ALL) == COMMAND
     assert (
         xclient_command(CLIENT, "ADDR NAME FOO") == b"XCLIENT NAME=host.example ADDR=192.0.2.7\r\n"
@@ -37,14 +37,14 @@ def test_xclient_says_what_is_known_of_the_client() -> None:
     )
 
 
-def test_the_path_of_a_unix_socket_is_no_address_for_the_hop() -> None:
+def test_the_path_of_a_unix_socket_is_not_sent_as_an_address() -> None:
     came = MailClient(("192.0.2.7", 40312), local="/run/front.sock")
     assert xclient_command(came, "ADDR DESTADDR DESTPORT") == (
         b"XCLIENT ADDR=192.0.2.7 DESTADDR=[UNAVAILABLE] DESTPORT=[UNAVAILABLE]\r\n"
     )
 
 
-def test_xforward_says_where_the_message_came_from() -> None:
+def test_xforward_describes_the_origin_of_the_message() -> None:
     assert xforward_commands(a_mail(client=CLIENT), FORWARDED) == [
         b"XFORWARD NAME=host.example ADDR=192.0.2.7 PORT=40312\r\n",
         b"XFORWARD PROTO=ESMTP HELO=mail.example IDENT=77-1-1 SOURCE=REMOTE\r\n",
@@ -55,7 +55,7 @@ def test_xforward_says_where_the_message_came_from() -> None:
     ]
 
 
-def test_what_a_trusted_host_has_said_of_the_origin_is_passed_on() -> None:
+def test_the_xforward_of_a_trusted_host_is_passed_on() -> None:
     origin = {"ADDR": "2001:db8::7", "NAME": "a.example", "IDENT": "4F3C", "SOURCE": "LOCAL"}
     assert xforward_commands(a_mail(client=CLIENT, xforward=origin), FORWARDED) == [
         b"XFORWARD NAME=a.example ADDR=IPV6:2001:db8::7 PORT=[UNAVAILABLE]\r\n",
@@ -64,7 +64,7 @@ def test_what_a_trusted_host_has_said_of_the_origin_is_passed_on() -> None:
 
 
 @given(st.text(), st.text(), st.text())
-def test_no_word_of_a_client_is_more_than_one_value(helo: str, name: str, login: str) -> None:
+def test_a_client_cannot_inject_an_attribute(helo: str, name: str, login: str) -> None:
     client = MailClient(("192.0.2.7", 1), helo, name, login)
     for command, known in [
         (xclient_command(client, ALL), XCLIENT),
@@ -75,13 +75,13 @@ def test_no_word_of_a_client_is_more_than_one_value(helo: str, name: str, login:
         assert "\r" not in text[:-2]
         assert "\n" not in text[:-2]
         assert len(text) < 2048
-        if (helo + name + login).isprintable():  # else a server refuses the value
+        if (helo + name + login).isprintable():  # otherwise a server refuses the value
             assert parse_attributes(text.partition(" ")[2], known)
     assert " " not in ehlo_name(client, "me.example")
     assert ehlo_name(client, "me.example").isascii()
 
 
-def test_ehlo_has_the_word_of_the_client_or_its_address() -> None:
+def test_ehlo_has_the_name_of_the_client_or_its_address() -> None:
     assert ehlo_name(CLIENT, "me.example") == "mail.example"
     assert ehlo_name(MailClient(("192.0.2.7", 1), "two words"), "me.example") == "[192.0.2.7]"
     assert ehlo_name(MailClient(("2001:db8::7", 1)), "me.example") == "[IPv6:2001:db8::7]"
@@ -99,7 +99,7 @@ def named(wire: Wire, client: MailClient = CLIENT, ehlo: str = HOP) -> Wire:
     return wire
 
 
-def test_xclient_and_ehlo_come_before_the_transaction() -> None:
+def test_xclient_and_ehlo_are_sent_before_the_transaction() -> None:
     wire = Wire(xclient=True).ready(HOP)
     wire.client.set_client(CLIENT)
     assert wire.take() == COMMAND
@@ -110,7 +110,7 @@ def test_xclient_and_ehlo_come_before_the_transaction() -> None:
     assert wire.take() == MAIL  # no PIPELINING for this client
 
 
-def test_a_second_message_of_the_client_needs_no_xclient_and_one_of_another_does() -> None:
+def test_xclient_is_sent_again_only_for_another_client() -> None:
     wire = named(Wire(xclient=True).ready(HOP))
     wire.client.set_client(CLIENT)
     assert (wire.take(), wire.client.state) == (b"", State.READY)
@@ -121,7 +121,7 @@ def test_a_second_message_of_the_client_needs_no_xclient_and_one_of_another_does
     assert wire.client.state is State.READY
 
 
-def test_a_hop_that_offers_no_xclient_is_of_no_use() -> None:
+def test_a_hop_without_xclient_is_not_used() -> None:
     wire = Wire(xclient=True)
     wire.say("220 hop")
     wire.say("250-hop\r\n250 PIPELINING")
@@ -129,7 +129,7 @@ def test_a_hop_that_offers_no_xclient_is_of_no_use() -> None:
     assert str(wire.client.fault) == "the hop does not offer XCLIENT to this host"
 
 
-def test_a_connection_that_takes_no_further_client_is_left() -> None:
+def test_a_connection_that_refuses_another_client_is_closed() -> None:
     wire = named(Wire(xclient=True).ready(HOP), ehlo="250 hop")
     wire.client.set_client(MailClient(("192.0.2.8", 1)))
     assert (wire.take(), wire.client.state) == (b"", State.BROKEN)
@@ -147,7 +147,7 @@ def test_a_connection_that_takes_no_further_client_is_left() -> None:
         (["220 hop", "504 5.5.2 Bad name", "504 5.5.2 Bad name"], "504 5.5.2 Bad name"),
     ],
 )
-def test_a_refusal_of_the_client_is_the_answer_to_it(replies: list[str], answer: str) -> None:
+def test_a_refusal_of_the_client_is_passed_on_to_it(replies: list[str], answer: str) -> None:
     wire = Wire(xclient=True).ready(HOP)
     wire.client.set_client(CLIENT)
     wire.take()
@@ -169,7 +169,7 @@ BOTH = b"XFORWARD NAME=x\r\nXFORWARD HELO=y\r\n"
 
 
 @pytest.mark.parametrize("reply", ["250 OK", "550 5.7.0 No", "501 5.5.4 Bad"])
-def test_xforward_comes_before_mail_and_its_reply_changes_nothing(reply: str) -> None:
+def test_xforward_is_sent_before_mail_and_its_reply_is_ignored(reply: str) -> None:
     wire = Wire().ready(HOP)
     send(wire)
     assert wire.take() == BOTH + MAIL + b"".join(RCPTS) + b"DATA\r\n"
@@ -189,7 +189,7 @@ def test_without_pipelining_each_xforward_waits_for_its_reply() -> None:
 
 
 @given(st.lists(st.integers(0, 200), max_size=6))
-def test_any_split_of_the_replies_gives_the_same(cuts: list[int]) -> None:
+def test_the_result_does_not_depend_on_how_replies_are_split(cuts: list[int]) -> None:
     wire = Wire().ready(HOP)
     send(wire)
     wire.take()
@@ -199,7 +199,7 @@ def test_any_split_of_the_replies_gives_the_same(cuts: list[int]) -> None:
     assert wire.codes() == [250, 550]
 
 
-def test_a_hop_that_closes_at_xforward_has_heard_nothing_of_the_message() -> None:
+def test_a_hop_that_closes_at_xforward_has_not_answered_the_message() -> None:
     wire = Wire().ready(HOP)
     send(wire)
     wire.take()

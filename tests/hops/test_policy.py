@@ -1,4 +1,4 @@
-"""The policy delegation protocol without a socket: requests, answers, and what is no answer."""
+"""The policy delegation protocol without a socket: requests, and valid and invalid answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def asked() -> tuple[PolicyClient, PolicyRequest]:
 
 
 def told(answer: bytes, cuts: list[int]) -> tuple[State, str | None, str]:
-    """Return what becomes of an answer that comes in pieces."""
+    """Return the result of an answer that is received in pieces."""
     client, question = asked()
     edges = sorted({0, len(answer), *(cut % (len(answer) + 1) for cut in cuts)})
     for start, end in itertools.pairwise(edges):
@@ -40,7 +40,7 @@ def told(answer: bytes, cuts: list[int]) -> tuple[State, str | None, str]:
 @example(b"action=OK\r\n\r\n", [10, 11, 12])
 @example(b"\n", [])
 @example(b"\r\n", [1])
-def test_an_answer_is_the_same_however_it_is_cut(answer: bytes, cuts: list[int]) -> None:
+def test_an_answer_does_not_depend_on_how_it_is_split(answer: bytes, cuts: list[int]) -> None:
     assert told(answer, cuts) == told(answer, [])
 
 
@@ -72,14 +72,14 @@ def test_the_action_is_one_of_the_lines(answer: bytes, action: str) -> None:
         (b"\r" * 9000, "an answer has more than 8192 octets"),
     ],
 )
-def test_what_is_no_answer_breaks_the_connection(answer: bytes, reason: str) -> None:
+def test_an_invalid_answer_breaks_the_connection(answer: bytes, reason: str) -> None:
     for cuts in ([], [1], [8192], [8193], [8194], list(range(0, 9000, 100))):
         state, action, fault = told(answer, cuts)
         assert (state, action) == (State.BROKEN, None)
         assert fault.startswith(reason)
 
 
-def test_a_longest_answer_is_taken_and_a_longer_one_is_not() -> None:
+def test_an_answer_of_the_maximum_length_is_accepted_and_a_longer_one_is_not() -> None:
     for more, taken in ((0, True), (1, False)):
         answer = b"action=" + b"x" * (LONGEST_ANSWER - 7 + more)
         for end in (b"\n\n", b"\r\n\r\n"):
@@ -88,7 +88,7 @@ def test_a_longest_answer_is_taken_and_a_longer_one_is_not() -> None:
                 assert (state is State.READY) == taken
 
 
-def test_what_the_server_says_unasked_is_no_answer_to_the_next_request() -> None:
+def test_unexpected_data_is_not_used_for_the_next_request() -> None:
     client, question = asked()
     client.receive(b"action=OK\n\naction=REJECT\n\n")
     assert question.action == "OK"
@@ -99,7 +99,7 @@ def test_what_the_server_says_unasked_is_no_answer_to_the_next_request() -> None
     assert client.state is State.BROKEN
 
 
-def test_a_server_that_hangs_up_has_answered_nothing_or_half() -> None:
+def test_has_answered_shows_whether_a_closed_connection_had_begun_an_answer() -> None:
     for half, heard in ((b"", False), (b"action=OK\n", True)):
         client, _ = asked()
         if half:
@@ -110,7 +110,7 @@ def test_a_server_that_hangs_up_has_answered_nothing_or_half() -> None:
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), st.text(), max_size=5))
-def test_no_value_ends_its_line_or_the_request(values: dict[str, str]) -> None:
+def test_a_value_cannot_end_its_line_or_the_request(values: dict[str, str]) -> None:
     lines = encode_request(values).split(b"\n")
     assert lines[-2:] == [b"", b""]
     names = [line.partition(b"=")[0].decode() for line in lines[:-2]]
@@ -160,7 +160,7 @@ def test_an_action_that_accepts_has_none(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "?", "-", "\ufffd", "a:b c"])
-def test_what_is_no_action_is_none(text: str) -> None:
+def test_an_invalid_action_is_none(text: str) -> None:
     assert parse_action(text) is None
 
 

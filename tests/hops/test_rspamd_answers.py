@@ -1,4 +1,4 @@
-"""What rspamd answers, and what becomes of a message by it; without a socket."""
+"""Answers of rspamd, and the changes that they make to a message, without a socket."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def changed(answer: Answer, content: bytes = MESSAGE, *, utf8: bool = False) -> 
 
 
 def lines(**keys: Any) -> list[str]:
-    """Return the header that a milter block makes, a line each."""
+    """Return the lines of the header after the changes of a milter block."""
     header = changed(an_answer(milter=keys)).partition(b"\r\n\r\n")[0]
     return header.decode().split("\r\n")
 
@@ -57,7 +57,7 @@ OLD = ["Subject:  old", "\tfolded"]
         (1e300, ["B: 1", "b: 2", "B: 3"]),
     ],
 )
-def test_the_nth_field_of_a_name_is_removed_and_0_is_all(which: Any, left: list[str]) -> None:
+def test_the_nth_field_of_a_name_is_removed_and_0_removes_all(which: Any, left: list[str]) -> None:
     assert lines(remove_headers={"B": which}) == ["A: 1", *left, *OLD]
 
 
@@ -92,7 +92,9 @@ def test_fields_are_removed_before_others_of_their_name_are_added() -> None:
         ("a\rb\0c", ["A: 1", "B: 1", "b: 2", "B: 3", *OLD, "X: a b c"]),
     ],
 )
-def test_a_field_is_added_where_rspamd_wants_it(value: Any, header: list[str]) -> None:
+def test_a_field_is_added_at_the_position_that_rspamd_requests(
+    value: Any, header: list[str]
+) -> None:
     assert lines(add_headers={"X": value}) == header
 
 
@@ -103,18 +105,18 @@ def test_the_order_of_several_fields_is_kept() -> None:
 
 
 @pytest.mark.parametrize("utf8", [False, True])
-def test_a_value_is_ascii_unless_the_message_may_hold_more(utf8: bool) -> None:
+def test_a_value_is_encoded_unless_the_message_may_contain_utf8(utf8: bool) -> None:
     made = changed(an_answer(milter={"add_headers": {"X": "grün"}}), utf8=utf8)
     assert ("X: grün\r\n".encode() in made) == utf8
     assert (b"X: =?utf-8?" in made) == (not utf8)
 
 
-def test_no_line_is_longer_than_a_line_can_be() -> None:
+def test_long_lines_are_folded() -> None:
     made = changed(an_answer(milter={"add_headers": {"X": "y" * 5000, "Z": "a b " * 1000}}))
     assert max(map(len, made.split(b"\r\n"))) <= 998
 
 
-def test_a_rewritten_subject_takes_the_place_of_the_old_one() -> None:
+def test_a_rewritten_subject_replaces_the_old_one() -> None:
     answer = an_answer(action="rewrite subject", subject="*** SPAM *** grün")
     made = changed(answer)
     assert made == MESSAGE.replace(
@@ -124,7 +126,7 @@ def test_a_rewritten_subject_takes_the_place_of_the_old_one() -> None:
     assert changed(an_answer(action="rewrite subject")) == MESSAGE
 
 
-def test_spam_is_marked_and_a_mark_of_the_sender_is_removed() -> None:
+def test_spam_gets_a_field_and_an_existing_one_is_removed() -> None:
     forged = b"X-Spam: No\r\nx-spam: no\r\n" + MESSAGE
     made = changed(an_answer(action="add header"), forged)
     assert made == MESSAGE.replace(b"\r\n\r\n", b"\r\nX-Spam: Yes\r\n\r\n")
@@ -134,13 +136,13 @@ def test_spam_is_marked_and_a_mark_of_the_sender_is_removed() -> None:
     assert b"X-Spam: probably\r\n" in changed(an_answer(action="add header", milter=own))
 
 
-def test_an_action_that_is_not_to_be_taken_is_shown() -> None:
+def test_an_action_that_is_not_carried_out_is_shown_in_a_field() -> None:
     made = changed(an_answer(action="add header", milter={"no_action": True}))
     assert b"X-Rspamd-Action: add header\r\n" in made
     assert b"X-Spam" not in made
 
 
-def test_a_signature_of_dkim_goes_on_top() -> None:
+def test_a_dkim_signature_is_added_at_the_top() -> None:
     value = "v=1; a=rsa-sha256;\r\n\tb=abc"
     for keys in (value, [value]):
         made = changed(an_answer(**{"dkim-signature": keys}))
@@ -168,12 +170,12 @@ def test_the_envelope_is_changed_with_the_message() -> None:
         {"add_headers": {"X": ["z"] * 1001}},
     ],
 )
-def test_what_is_not_possible_is_an_error(block: Any) -> None:
+def test_an_impossible_change_is_an_error(block: Any) -> None:
     with pytest.raises(RspamdGarbageError):
         changes_of(an_answer(milter=block), [], utf8=False)
 
 
-def test_no_more_fields_are_made_than_a_message_may_get(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_fields_made_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
     def noted(name: str, value: str) -> bytes:
@@ -186,7 +188,7 @@ def test_no_more_fields_are_made_than_a_message_may_get(monkeypatch: pytest.Monk
     assert len(made) == 1001
 
 
-def test_empty_lists_in_place_of_empty_objects_are_as_good() -> None:
+def test_empty_lists_are_accepted_instead_of_empty_objects() -> None:
     answer = an_answer(milter={"add_headers": [], "remove_headers": []}, messages=[], symbols=[])
     assert changed(answer) == MESSAGE
     assert changed(an_answer(milter=[])) == MESSAGE
@@ -209,12 +211,12 @@ def test_empty_lists_in_place_of_empty_objects_are_as_good() -> None:
         b'{"action":"reject","subject":"\\ud800"}',
     ],
 )  # fmt: skip
-def test_what_is_no_answer_is_an_error(body: bytes) -> None:
+def test_an_invalid_answer_is_an_error(body: bytes) -> None:
     with pytest.raises(RspamdGarbageError, match="its answer is not valid"):
         parse_answer(body)
 
 
-def test_octets_of_the_message_make_no_answer_illegible() -> None:
+def test_octets_that_are_not_utf8_do_not_invalidate_an_answer() -> None:
     body = b'{"action":"Rewrite Subject","subject":"\xff\xc3","symbols":{"A\xff":{"o":["\xe9"]}}}'
     answer = parse_answer(body)
     assert answer.action == "rewrite subject"
@@ -244,7 +246,7 @@ blocks = st.fixed_dictionaries(
     block=blocks, subject=st.text(max_size=60), utf8=st.booleans(),
     action=st.sampled_from(["add header", "rewrite subject", "no action"]),
 )  # fmt: skip
-def test_whatever_is_changed_the_message_stays_one_message(
+def test_changes_cannot_split_the_message(
     block: Any, subject: str, utf8: bool, action: str
 ) -> None:
     made = changed(an_answer(milter=block, subject=subject, action=action), utf8=utf8)
@@ -258,7 +260,7 @@ def test_whatever_is_changed_the_message_stays_one_message(
     assert max((each.end for each in fields(made)), default=0) in {len(header), 0}
 
 
-# -- what it is asked --------------------------------------------------------------------------
+# -- requests ----------------------------------------------------------------------------------
 
 
 def test_a_request_has_the_client_and_the_envelope() -> None:
@@ -273,7 +275,7 @@ def test_a_request_has_the_client_and_the_envelope() -> None:
     ]  # fmt: skip
 
 
-def test_what_is_not_known_is_not_sent_and_the_null_sender_is() -> None:
+def test_unknown_values_are_not_sent_but_the_null_sender_is() -> None:
     made = mail(b"", "b@x", sender="", client=MailClient())
     assert list(request_fields(made, None, "mx")) == [
         ("From", "<>"), ("Rcpt", "b@x"), ("Queue-Id", "77-1-1"), ("MTA-Name", "mx"),
@@ -281,17 +283,17 @@ def test_what_is_not_known_is_not_sent_and_the_null_sender_is() -> None:
 
 
 @given(text=st.text(max_size=60))
-def test_no_value_ends_the_line_of_a_header(text: str) -> None:
+def test_a_value_cannot_end_its_line(text: str) -> None:
     client = MailClient(("192.0.2.1", 1), text, text, text)
     made = mail(b"", text, sender=text, client=client)
     for name, value in request_fields(made, None, "mx"):
         assert not set("\r\n\0") & set(value)
         assert value.encode().decode() == value
         if text.isprintable() and text and name in {"From", "Helo"}:
-            assert value == text  # a percent sign, for one, is not coded
+            assert value == text  # a percent sign, for example, is not encoded
 
 
-def test_recipients_for_whom_a_header_has_no_space_are_not_named() -> None:
+def test_recipients_that_do_not_fit_into_the_header_are_not_sent() -> None:
     made = mail(b"", *(f"{'x' * 60}{number}@example.com" for number in range(1000)))
     said = [value for name, value in request_fields(made, None, "mx") if name == "Rcpt"]
     assert said == [each.address for each in made.recipients[: len(said)]]

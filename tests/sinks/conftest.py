@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def maildirs(tmp_path: Path) -> AsyncIterator[Maildir]:
-    """A Maildir for each recipient."""
+    """Return a sink with a Maildir for each recipient."""
     sink = Maildir(tmp_path / "mail" / "{domain}" / "{user}")
     sink.prepare()
     yield sink
@@ -35,7 +35,7 @@ async def mbox(tmp_path: Path) -> AsyncIterator[Mbox]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB below a large one."""
+    """Return a directory with a mounted file system of 64 KiB in it."""
     with small_file_system(tmp_path / "disk", "64k") as path:
         yield path
 

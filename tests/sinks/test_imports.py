@@ -1,4 +1,4 @@
-"""All that a handler needs is imported when it is loaded: later USER may not be able to read it."""
+"""A handler imports all modules when it is loaded: later USER may not be able to read them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ asyncio.run(main())
 
 
 async def imported_late(*handlers: Any) -> tuple[Any, list[str]]:
-    """Return what a sink answers in a process of its own, and the modules it has imported then."""
+    """Return the reply of a sink in another process, and the modules that it imports late."""
     command = [sys.executable, "-c", PROGRAM, json.dumps(handlers)]
     ended = await asyncio.to_thread(
         subprocess.run, command, capture_output=True, text=True, timeout=30, check=False

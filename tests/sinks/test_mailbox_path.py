@@ -1,4 +1,4 @@
-"""A path with words of an address: one component each, and no two mailboxes with one path."""
+"""A path with words of an address: no word leaves its component, and all paths are unique."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def name_of(user: str) -> str:
         ("", ("%", "%")),
     ],
 )
-def test_an_address_becomes_the_components_of_a_path(address: str, names: tuple[str, ...]) -> None:
+def test_an_address_becomes_components_of_the_path(address: str, names: tuple[str, ...]) -> None:
     assert MailboxPath("/var/mail/{domain}/{user}").names(address) == names
 
 
@@ -57,7 +57,7 @@ def test_an_address_becomes_the_components_of_a_path(address: str, names: tuple[
         ("$HOME", "%24home"),
     ],
 )
-def test_no_user_leaves_the_component(user: str, name: str) -> None:
+def test_a_user_name_cannot_leave_its_component(user: str, name: str) -> None:
     assert name_of(user) == name
 
 
@@ -67,21 +67,21 @@ any_word = st.text() | st.text("./%+aA\0é", max_size=6) | st.text("a", min_size
 @given(any_word, any_word)
 @example("a" * 200 + "b", "a" * 200 + "c")
 @example("é" * 100, "é" * 101)
-def test_two_domains_have_one_name_only_if_they_are_the_same(a: str, b: str) -> None:
+def test_different_domains_have_different_names(a: str, b: str) -> None:
     one, other = (f"x@{word.replace('@', '')}" for word in (a, b))
     path = MailboxPath("/m/{domain}", delimiter="")
     assert (path.names(one) == path.names(other)) is (mailbox_of(one) == mailbox_of(other))
 
 
 @given(any_word)
-def test_a_name_is_short_plain_and_begins_with_no_dot(word: str) -> None:
+def test_a_name_is_short_and_plain_and_has_no_leading_dot(word: str) -> None:
     name = name_of(word)
     assert 0 < len(name) <= LONGEST_NAME
     assert re.fullmatch(r"[a-z0-9_+=%-][a-z0-9._+=%-]*", name)
 
 
 @given(st.tuples(any_word, any_word), st.tuples(any_word, any_word))
-def test_words_beside_an_at_sign_are_told_apart(
+def test_words_separated_by_an_at_sign_are_distinguished(
     one: tuple[str, str], other: tuple[str, str]
 ) -> None:
     path = MailboxPath("/m/{domain}@{ext}@x", delimiter="+")
@@ -92,21 +92,21 @@ def test_words_beside_an_at_sign_are_told_apart(
     assert (first == second) is (mailbox_of(addresses[0]) == mailbox_of(addresses[1]))
 
 
-def test_the_extension_begins_behind_the_first_delimiter() -> None:
+def test_the_extension_begins_after_the_first_delimiter() -> None:
     assert words_of("a+b+c@d", "+") == ("a", "d", "b+c")
     assert words_of("a--b@d", "--") == ("a", "d", "b")
     assert words_of("a+b@d", "") == ("a+b", "d", "")
     assert words_of("a+@d", "+") == ("a", "d", "")
 
 
-def test_a_folder_for_the_extension_is_left_out_without_one() -> None:
+def test_the_component_of_the_extension_is_omitted_without_an_extension() -> None:
     path = MailboxPath("/m/{user}/.{ext}")
     assert path.names("a@example.com") == ("a",)
     assert path.names("a+b@example.com") == ("a", ".b")
     assert path.names("a+..@example.com") == ("a", ".%2e.")
 
 
-def test_the_root_is_what_stands_before_the_first_word(
+def test_the_root_is_the_path_before_the_first_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

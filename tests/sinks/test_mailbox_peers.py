@@ -1,4 +1,4 @@
-"""Real programs: mail readers find in a mailbox what came, and MDAs take it from a pipe."""
+"""Real programs: mail readers find the messages in a mailbox, and MDAs get them from a pipe."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_mutt_copies_every_message_into_another_mailbox(
     program = peer("mutt")
     needs_terminals()
     box = kind(tmp_path)
-    (tmp_path / "Mail").mkdir()  # mutt would ask whether to make it
+    (tmp_path / "Mail").mkdir()  # otherwise mutt would ask whether to create it
     copies = tmp_path / "copies"
     (tmp_path / "muttrc").write_text(
         "set confirmcreate=no confirmappend=no delete=no move=no sleep_time=0\n"
@@ -134,7 +134,7 @@ def run_in_a_terminal(directory: Path, *command: str | Path) -> None:
         start_new_session=True,
     ) as process:
         os.close(its)
-        with suppress(OSError):  # EIO: it has ended
+        with suppress(OSError):  # EIO: the program has ended
             while os.read(ours, 4096):
                 pass
         os.close(ours)
@@ -172,7 +172,7 @@ def test_dovecot_fetches_every_message(kind: Callable[[Path], Path], public: Pat
 # -- MDAs --------------------------------------------------------------------------------------
 
 
-def test_maildrop_delivers_and_its_exit_code_is_the_reply(tmp_path: Path) -> None:
+def test_maildrop_delivers_and_its_exit_status_decides_the_reply(tmp_path: Path) -> None:
     program = peer("maildrop")
     for name in ("tmp", "new", "cur"):
         (tmp_path / "box" / name).mkdir(parents=True)
@@ -200,8 +200,8 @@ def test_maildrop_delivers_and_its_exit_code_is_the_reply(tmp_path: Path) -> Non
     assert text.endswith("\nSubject: hello\n\nx\n")
 
 
-def test_procmail_delivers_into_an_mbox_beside_ours(tmp_path: Path) -> None:
-    """Both lock the same file."""
+def test_procmail_and_this_server_can_write_to_the_same_mbox(tmp_path: Path) -> None:
+    """Both programs lock the same file."""
     program = peer("procmail")
     rules = tmp_path / "rc"
     rules.write_text(f"DEFAULT={tmp_path}/box\nLOGFILE={tmp_path}/log\n")

@@ -1,4 +1,4 @@
-"""Mbox: messages, recipients, the files that are mailboxes, and real servers."""
+"""Mbox: messages, recipients, the files of mailboxes, and real servers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_a_message_is_appended_with_its_trace_and_the_lock_is_gone(tmp_pat
     assert (tmp_path / "box").stat().st_mode & 0o777 == 0o600
 
 
-async def test_each_recipient_has_the_message_in_a_file_of_its_own(tmp_path: Path) -> None:
+async def test_each_recipient_gets_the_message_in_its_own_file(tmp_path: Path) -> None:
     mbox = Mbox(tmp_path / "{domain}" / "{user}")
     replies = await mbox.deliver(a_mail("a@x.example", "b@x.example", "a+c@x.example"))
     await mbox.close()
@@ -52,7 +52,7 @@ async def test_each_recipient_has_the_message_in_a_file_of_its_own(tmp_path: Pat
     assert (tmp_path / "x.example/b").read_text().count("Delivered-To: b@x.example\n") == 1
 
 
-async def test_many_messages_at_once_are_all_there(tmp_path: Path, mbox: Mbox) -> None:
+async def test_many_concurrent_messages_are_all_stored(tmp_path: Path, mbox: Mbox) -> None:
     async def one(address: Any, number: int) -> None:
         async with await Client.to(address) as client:
             await client.greet()
@@ -73,7 +73,7 @@ async def test_a_mail_loop_is_not_delivered(mbox: Mbox) -> None:
     assert str(await mbox.deliver(a_mail(content=content)))[:9] == "554 5.4.6"
 
 
-async def test_nothing_blocks_the_loop(mbox: Mbox) -> None:
+async def test_the_event_loop_is_not_blocked(mbox: Mbox) -> None:
     blockbuster = BlockBuster()
     async with greeted(mbox) as client:
         blockbuster.activate()
@@ -100,7 +100,7 @@ def a_link(path: Path, target: Path) -> None:
     ],
     ids=["symbolic link", "hard link", "fifo", "directory"],
 )
-async def test_only_a_file_of_its_own_is_a_mailbox(
+async def test_a_mailbox_has_to_be_a_regular_file_without_links(
     plant: Callable[[Path, Path], None], tmp_path: Path
 ) -> None:
     (tmp_path / "m").mkdir()
@@ -127,7 +127,7 @@ async def test_a_symbolic_link_to_a_directory_below_the_root_is_not_followed(
     await mbox.close()
 
 
-def test_a_directory_that_cannot_be_made_or_written_to_is_an_error(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_or_written_to_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "box", tmp_path / "file" / "{user}"):
         for look in (Mbox(path).check, Mbox(path).prepare):
@@ -153,14 +153,14 @@ def test_it_runs_under_aiosmtpds_controller(tmp_path: Path) -> None:
     assert subjects(tmp_path / "b") == subjects(tmp_path / "c") == ["x"]
 
 
-def test_after_kill_9_under_load_every_message_that_was_answered_250_is_there(
+def test_after_kill_9_under_load_every_accepted_message_is_stored(
     tmp_path: Path,
 ) -> None:
     options = ("-l", "127.0.0.1:0", "--handler", "mbox:box")
     with Daemon(*options, cwd=tmp_path) as daemon:
         text = f"Subject: {{}}\r\n\r\n{'x' * 5000}\r\n".format
         answered = load_until_killed(daemon, text=text)
-    with Daemon(*options, cwd=tmp_path) as daemon:  # a lock file that was left is stale
+    with Daemon(*options, cwd=tmp_path) as daemon:  # the remaining lock file is stale
         daemon.deliver("Subject: last\r\n\r\nx\r\n")
     assert set(answered) | {"last"} <= set(subjects(tmp_path / "box"))
     assert not (tmp_path / "box.lock").exists()

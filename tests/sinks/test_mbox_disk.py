@@ -1,4 +1,4 @@
-"""Mbox on a disk that is full, fails or hangs: a message is there whole or not at all."""
+"""Mbox on a disk that is full, fails or hangs: a message is stored completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-async def test_a_full_disk_is_452_and_the_file_is_as_it_was(small_disk: Path) -> None:
+async def test_a_full_disk_gets_452_and_the_file_is_unchanged(small_disk: Path) -> None:
     mbox = Mbox(small_disk / "box")
     assert str(await mbox.deliver(a_mail(content=a_message("one"))))[:3] == "250"
     before = (small_disk / "box").read_bytes()
@@ -34,7 +34,7 @@ async def test_a_full_disk_is_452_and_the_file_is_as_it_was(small_disk: Path) ->
 
 
 class Group:
-    """Messages that are one group: they wait while the disk hangs in the first one's sync."""
+    """Messages of one group: they wait while the disk hangs in the sync of the first message."""
 
     def __init__(self, mbox: Mbox, monkeypatch: pytest.MonkeyPatch) -> None:
         self._mbox = mbox
@@ -65,7 +65,7 @@ class Group:
         self._go.set()
 
 
-async def test_what_waits_is_one_group_with_one_sync(
+async def test_waiting_messages_form_one_group_with_one_sync(
     tmp_path: Path, mbox: Mbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = Group(mbox, monkeypatch)
@@ -75,10 +75,10 @@ async def test_what_waits_is_one_group_with_one_sync(
     group.go()
     assert [reply[:3] for reply in await asyncio.gather(*tasks)] == ["250"] * 4
     assert subjects(tmp_path / "box") == ["first", "a", "b", "c"]
-    assert len(synced) == 2  # the directory of the first one, and the group
+    assert len(synced) == 2  # of the directory for the first message, and of the group
 
 
-async def test_one_that_fills_the_disk_leaves_it_to_the_others(
+async def test_a_message_that_fills_the_disk_does_not_affect_the_others(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mbox = Mbox(small_disk / "box")
@@ -90,7 +90,7 @@ async def test_one_that_fills_the_disk_leaves_it_to_the_others(
     await mbox.close()
 
 
-async def test_a_file_that_cannot_be_synced_is_cut_back(
+async def test_a_file_that_cannot_be_synced_is_truncated(
     tmp_path: Path, mbox: Mbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(descriptor: int) -> None:
@@ -104,7 +104,7 @@ async def test_a_file_that_cannot_be_synced_is_cut_back(
     assert subjects(tmp_path / "box") == ["first"]
 
 
-async def test_a_file_that_can_be_neither_synced_nor_cut_back_is_named_in_the_log(
+async def test_a_file_that_can_be_neither_synced_nor_truncated_is_logged(
     tmp_path: Path, mbox: Mbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: int) -> None:
@@ -119,7 +119,7 @@ async def test_a_file_that_can_be_neither_synced_nor_cut_back_is_named_in_the_lo
     assert not (tmp_path / "box.lock").exists()
 
 
-async def test_one_that_was_given_up_while_it_was_written_is_taken_out(
+async def test_a_message_that_is_given_up_while_it_is_written_is_removed(
     tmp_path: Path, mbox: Mbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = Group(mbox, monkeypatch)
@@ -143,7 +143,7 @@ async def test_one_that_was_given_up_while_it_was_written_is_taken_out(
     assert subjects(tmp_path / "box") == ["first", "a", "c"]
 
 
-async def test_one_that_waits_and_is_given_up_is_never_written(
+async def test_a_waiting_message_that_is_given_up_is_never_written(
     tmp_path: Path, mbox: Mbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = Group(mbox, monkeypatch)
@@ -157,7 +157,7 @@ async def test_one_that_waits_and_is_given_up_is_never_written(
     assert subjects(tmp_path / "box") == ["first", "b"]
 
 
-async def test_a_disk_that_hangs_is_451_and_nothing_stays(
+async def test_a_hanging_disk_gets_451_and_the_message_is_removed(
     tmp_path: Path, mbox: Mbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.sinks.mbox.REMOVE_SECONDS", 0.05)
@@ -172,7 +172,7 @@ async def test_a_disk_that_hangs_is_451_and_nothing_stays(
     assert len(subjects(tmp_path / "box")) == 1
 
 
-async def test_a_message_for_which_no_thread_can_be_started_is_451(
+async def test_a_message_gets_451_if_no_thread_can_be_started(
     mbox: Mbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fail(_: object) -> None:
@@ -186,7 +186,7 @@ async def test_a_message_for_which_no_thread_can_be_started_is_451(
 
 
 @pytest.mark.parametrize("end", [b"From a\nhalf a mess", b"From a\nx\n", b"From a\nx\n\n"])
-async def test_a_message_that_another_program_left_half_written_ends_before_the_next(
+async def test_an_incomplete_message_of_another_program_is_ended_before_the_next(
     end: bytes, tmp_path: Path, mbox: Mbox
 ) -> None:
     (tmp_path / "box").write_bytes(end)

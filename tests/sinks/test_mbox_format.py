@@ -1,4 +1,4 @@
-"""The format mboxrd: a reader finds the same messages, and can undo the quoting."""
+"""The format mboxrd: a reader finds the same messages, and can reverse the quoting."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def unquoted(text: bytes) -> bytes:
 
 @given(st.lists(any_content, min_size=1, max_size=4))
 @example([b"From x\r\n", b"\r\nFrom y"])
-def test_python_reads_back_what_came(contents: list[bytes]) -> None:
+def test_python_reads_the_original_messages(contents: list[bytes]) -> None:
     headed = [b"Subject: x\r\n\r\n" + content for content in contents]
     with TemporaryDirectory() as directory:
         path = Path(directory, "mbox")
         path.write_bytes(b"".join(b"".join(mbox_pieces(FIRST, HEAD, each)) for each in headed))
         box = mailbox.mbox(path, create=False)
-        read = [unquoted(box.get_bytes(key)) for key in box.keys()]  # noqa: SIM118 - no dict
+        read = [unquoted(box.get_bytes(key)) for key in box.keys()]  # noqa: SIM118 - not a dict
         box.close()
     expected = []
     for each in headed:
@@ -64,13 +64,13 @@ def test_the_pieces_do_not_change_the_result(content: bytes, size: int) -> None:
 
 
 @pytest.mark.parametrize("line", [b"From x\r\n", b">From x\r\n", b"x" * 300_000 + b"\r\n"])
-def test_no_piece_takes_longer_than_the_event_loop_may_wait(line: bytes) -> None:
+def test_no_piece_blocks_the_event_loop_for_too_long(line: bytes) -> None:
     content = line * (1_000_000 // len(line))
     assert max(map(len, mbox_pieces(FIRST, HEAD, content))) <= 100_000
 
 
 @given(st.binary() | any_content, st.integers(2, 40))
-def test_a_message_in_pieces_is_the_same(content: bytes, size: int) -> None:
+def test_the_result_does_not_depend_on_the_size_of_the_pieces(content: bytes, size: int) -> None:
     assert b"".join(content[a:b] for a, b in spans(content, size)) == content
     assert all(0 < b - a <= size for a, b in spans(content, size))
     assert b"".join(unix_lines(content, size)) == content.replace(b"\r\n", b"\n")

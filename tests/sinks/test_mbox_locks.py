@@ -57,7 +57,7 @@ def with_a_lock_file(path: Path, text: str | None = None) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("held", [locked_by_another_process, with_a_lock_file])
-async def test_a_mailbox_that_is_locked_for_too_long_is_451(
+async def test_a_mailbox_locked_until_the_timeout_gets_451(
     held: Any, tmp_path: Path, mbox: Mbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     with held(tmp_path / "box"):
@@ -68,7 +68,7 @@ async def test_a_mailbox_that_is_locked_for_too_long_is_451(
 
 
 @pytest.mark.parametrize("held", [locked_by_another_process, with_a_lock_file])
-async def test_a_mailbox_that_becomes_free_in_time_gets_the_message(
+async def test_a_mailbox_that_is_unlocked_in_time_gets_the_message(
     held: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mbox = Mbox(tmp_path / "box", lock_timeout=30)
@@ -104,7 +104,9 @@ async def test_both_locks_are_held_while_a_message_is_written(
             seen.append((tmp_path / "box.lock").read_text() == f"{os.getpid()}\n")
             command = [sys.executable, "-c", asks, str(tmp_path / "box")]
             seen.append(subprocess.run(command, capture_output=True, check=True).stdout)
-            with (tmp_path / "box").open() as other:  # closing it must not release the lock
+            with (
+                tmp_path / "box"
+            ).open() as other:  # closing this descriptor must not release the lock
                 assert other.readable()
             seen.append(subprocess.run(command, capture_output=True, check=True).stdout)
         fsync(descriptor)
@@ -145,7 +147,7 @@ async def test_a_file_system_without_hard_links_has_a_lock_file_as_well(
 
 
 @pytest.mark.parametrize(("error", "reply"), [("EIO", "451 4.3.0"), ("ENOSPC", "452 4.3.1")])
-async def test_a_lock_file_that_cannot_be_created_is_temporary_and_none_is_left(
+async def test_an_error_creating_the_lock_file_is_temporary_and_leaves_no_file(
     error: str, reply: str, tmp_path: Path, mbox: Mbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_hard_links(monkeypatch, error)
@@ -165,7 +167,7 @@ def a_dead_process() -> int:
         (lambda: f"{a_dead_process()}", 0, True),
         (lambda: "1\n", 0, False),
         (lambda: f"{os.getpid()}\n", 0, False),
-        (lambda: f"{os.getpid()}\n", 200_000, True),  # of a former process with our number
+        (lambda: f"{os.getpid()}\n", 200_000, True),  # of a former process with our process ID
         (lambda: "0", 0, False),
         (lambda: "", 0, False),
         (lambda: "99999999999999999999", 0, False),
@@ -175,7 +177,7 @@ def a_dead_process() -> int:
         (lambda: "1\n", 301, True),
     ],
 )
-async def test_a_stale_lock_file_is_removed_and_no_other(
+async def test_only_a_stale_lock_file_is_removed(
     text: Callable[[], str], age: int, stale: bool, tmp_path: Path, mbox: Mbox
 ) -> None:
     lock = tmp_path / "box.lock"
@@ -186,7 +188,7 @@ async def test_a_stale_lock_file_is_removed_and_no_other(
     assert lock.exists() is not stale
 
 
-async def test_a_lock_of_a_process_that_was_killed_with_our_number_is_stale(
+async def test_a_lock_file_of_a_killed_process_with_our_process_id_is_stale(
     tmp_path: Path, mbox: Mbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "box.lock").write_text(f"{os.getpid()}\n")
@@ -194,7 +196,7 @@ async def test_a_lock_of_a_process_that_was_killed_with_our_number_is_stale(
     assert str(await mbox.deliver(a_mail()))[:3] == "250"
 
 
-async def test_a_lock_that_another_took_for_stale_is_not_removed(
+async def test_a_lock_file_that_another_program_has_replaced_is_not_removed(
     tmp_path: Path, mbox: Mbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsync = os.fsync
@@ -209,7 +211,7 @@ async def test_a_lock_that_another_took_for_stale_is_not_removed(
     assert (tmp_path / "box.lock").read_text() == "1\n"
 
 
-async def test_a_mailbox_that_a_reader_replaces_meanwhile_is_opened_again(
+async def test_a_mailbox_that_a_mail_reader_has_replaced_is_opened_again(
     tmp_path: Path, mbox: Mbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await mbox.deliver(a_mail(content=a_message("one")))

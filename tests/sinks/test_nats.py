@@ -1,4 +1,4 @@
-"""NATS: a message of a stream for each message, acknowledged, once."""
+"""NATS: each message is stored once in a stream, and acknowledged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 peers = pytest.mark.peers
 
 
-def test_the_client_library_puts_its_lines_around_a_payload_without_a_copy() -> None:
+def test_the_client_library_does_not_copy_the_payload() -> None:
     head, content = b"Received: x\r\n", bytes(100)
     payload: Any = Pieces(head, content)
     command: Any = hpub_cmd("mail", "inbox", bytearray(b"NATS/1.0\r\n\r\n"), payload)
@@ -82,7 +82,7 @@ async def test_a_message_that_is_sent_again_is_stored_once(nats_server: NatsServ
 
 
 @peers
-async def test_recipients_for_whom_a_header_has_no_space_get_452_and_go_next(
+async def test_recipients_that_do_not_fit_into_the_header_get_452_and_are_sent_next(
     nats_server: NatsServer,
 ) -> None:
     await nats_server.new_stream()
@@ -108,7 +108,7 @@ async def test_recipients_for_whom_a_header_has_no_space_get_452_and_go_next(
 
 
 @peers
-async def test_a_message_larger_than_the_server_takes_is_refused_for_good() -> None:
+async def test_a_message_that_exceeds_the_limit_of_the_server_is_refused_permanently() -> None:
     with NatsServer("max_payload: 100000") as server:
         await server.add_stream()
         async with closing(Nats(server.url)) as sink:
@@ -118,7 +118,7 @@ async def test_a_message_larger_than_the_server_takes_is_refused_for_good() -> N
 
 
 @peers
-async def test_a_message_larger_than_the_stream_takes_is_refused_for_good(
+async def test_a_message_that_exceeds_the_limit_of_the_stream_is_refused_permanently(
     nats_server: NatsServer,
 ) -> None:
     await nats_server.new_stream(max_msg_size=10_000)
@@ -128,12 +128,12 @@ async def test_a_message_larger_than_the_stream_takes_is_refused_for_good(
     await nats_server.new_stream()
     async with closing(Nats(nats_server.url)) as sink:
         assert await sink.deliver(mail()) == DELIVERED
-        await nats_server.new_stream(max_msg_size=10_000)  # behind its back
+        await nats_server.new_stream(max_msg_size=10_000)  # without the sink's knowledge
         assert str(await sink.deliver(mail(large(10_000)))).startswith("552 5.3.4 ")
 
 
 @peers
-async def test_a_message_of_8_megabytes_arrives_and_nothing_blocks_the_loop() -> None:
+async def test_a_message_of_8_megabytes_arrives_without_blocking_the_event_loop() -> None:
     with NatsServer("max_payload: 60000000\nmax_pending: 120000000") as server:
         await server.add_stream()
         each = mail(large(8_000_000))
@@ -204,7 +204,7 @@ async def test_tls_is_verified_and_no_password_is_sent_without_it(
 
 @peers
 @on_both_loops
-def test_a_daemon_that_is_killed_loses_nothing_and_stores_nothing_twice(
+def test_a_killed_daemon_loses_nothing_and_stores_nothing_twice(
     nats_server: NatsServer, tmp_path: Path, loop: str
 ) -> None:
     run(nats_server.new_stream())
@@ -233,7 +233,7 @@ def test_a_bad_value_is_an_error_that_shows_no_secret(options: Any, message: str
 
 
 @peers
-def test_it_serves_stock_aiosmtpd(nats_server: NatsServer) -> None:
+def test_it_runs_under_aiosmtpd(nats_server: NatsServer) -> None:
     run(nats_server.new_stream())
     with client_of_aiosmtpd(Nats(nats_server.url)) as client:
         client.sendmail("a@example.com", ["b@example.com"], CONTENT)

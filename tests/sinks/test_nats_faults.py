@@ -1,4 +1,4 @@
-"""NATS when the stream loses messages, the server sends garbage, is down, or comes back."""
+"""NATS with a stream that loses messages, and a server that sends garbage, is down or returns."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ GOOD = StreamConfig(
         ({"max_bytes": 1000, "discard": DiscardPolicy.NEW}, "file", "", None),
     ],
 )
-def test_a_stream_is_judged(
+def test_the_settings_of_a_stream_are_assessed(
     changes: dict[str, object], require: str, weak: str, warning: str | None
 ) -> None:
     reason, warnings = assess(GOOD.evolve(**changes), require)
@@ -70,20 +70,20 @@ def test_the_start_warns_or_refuses(
 
 
 @peers
-def test_a_server_without_jetstream_is_no_stream(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_without_jetstream_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
     with NatsServer("jetstream: false") as server:
         Nats(server.url).prepare()
     assert "JetStream" in caplog.text
 
 
-def test_a_nats_that_is_down_at_the_start_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_start_succeeds_while_nats_is_down(caplog: pytest.LogCaptureFixture) -> None:
     Nats(f"nats://127.0.0.1:{free_port('127.0.0.1')}").prepare()
     assert "messages get 451 until it answers" in caplog.text
     assert "Connect" in caplog.text
 
 
 @peers
-async def test_a_full_stream_takes_no_message_and_loses_none(nats_server: NatsServer) -> None:
+async def test_a_full_stream_refuses_messages_and_loses_none(nats_server: NatsServer) -> None:
     await nats_server.new_stream(max_msgs=1, discard="new")
     async with closing(Nats(nats_server.url)) as sink:
         assert await sink.deliver(mail(b"1")) == DELIVERED
@@ -93,7 +93,7 @@ async def test_a_full_stream_takes_no_message_and_loses_none(nats_server: NatsSe
 
 
 @peers
-async def test_a_stream_that_is_gone_is_used_again_when_it_is_back(
+async def test_a_deleted_stream_is_used_again_when_it_is_recreated(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.01)
@@ -146,7 +146,7 @@ _PONG = _INFO + b"PONG\r\n"
 )
 async def test_a_server_that_does_not_speak_nats_is_down(behaviour: Behaviour) -> None:
     async def at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Behave so, but the server speaks first."""
+        """Run the behaviour without waiting for data, because the server sends first."""
         heard = asyncio.StreamReader()
         heard.feed_data(b"x")
         task = asyncio.ensure_future(behaviour(heard, writer))
@@ -183,7 +183,7 @@ async def test_nats_is_used_again_when_it_is_back(monkeypatch: pytest.MonkeyPatc
 
 
 @peers
-async def test_a_nats_that_is_killed_has_each_message_once(
+async def test_each_message_is_stored_once_if_nats_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.01)
@@ -196,7 +196,7 @@ async def test_a_nats_that_is_killed_has_each_message_once(
 
 
 @peers
-async def test_a_server_that_hangs_answers_for_no_message_and_is_used_when_it_goes_on(
+async def test_a_server_that_hangs_gets_no_250_and_is_used_again_when_it_continues(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.05)

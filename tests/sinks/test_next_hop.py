@@ -1,4 +1,4 @@
-"""Lmtp and Relay: messages that are passed on, by a hop that answers as it should."""
+"""Lmtp and Relay with a hop that works correctly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-async def test_a_message_is_passed_on_and_the_reply_is_the_hops() -> None:
+async def test_a_message_is_passed_on_and_the_reply_of_the_hop_returned() -> None:
     async with a_hop() as hop, closing(Relay(hop.address)) as relay:
         hop.answers["END"] = "250 2.6.0 kept as 4711"
         assert await relay.deliver(a_mail(content=b"Subject: x\r\n\r\n.dot\r\n..\r\n")) == [
@@ -52,7 +52,7 @@ async def test_a_connection_is_used_for_a_limited_time(monkeypatch: pytest.Monke
         assert hop.greeted == 3
 
 
-async def test_at_most_so_many_connections_are_made() -> None:
+async def test_the_number_of_connections_is_limited() -> None:
     async with a_hop() as hop, closing(Relay(hop.address, connections=3)) as relay:
         await asyncio.gather(*(relay.deliver(a_mail()) for _ in range(50)))
         assert len(hop.messages) == 50
@@ -90,14 +90,14 @@ async def test_a_client_gets_one_reply_in_smtp_and_all_in_lmtp(protocol: str) ->
 
 
 @pytest.mark.parametrize(("helo", "said"), [(None, "mx.example.com"), ("me.example", "me.example")])
-async def test_the_hop_is_told_the_name_of_this_server(helo: str | None, said: str) -> None:
+async def test_ehlo_has_the_name_of_this_server(helo: str | None, said: str) -> None:
     async with a_hop() as hop:
         async with greeted(Relay(hop.address, helo=helo)) as client:
             assert (await client.deliver()).code == 250
         assert hop.commands[0] == f"EHLO {said}"
 
 
-async def test_received_is_on_top_of_what_is_passed_on_and_all_else_is_as_it_came() -> None:
+async def test_received_is_added_at_the_top_and_the_rest_is_unchanged() -> None:
     async with a_hop() as hop:
         async with greeted(Relay(hop.address)) as client:
             await client.say("MAIL FROM:<a@example.com> BODY=8BITMIME")
@@ -112,7 +112,7 @@ async def test_received_is_on_top_of_what_is_passed_on_and_all_else_is_as_it_cam
 
 
 def test_it_runs_under_aiosmtpd() -> None:
-    """Its controller has a thread with a loop of its own."""
+    """The controller of aiosmtpd runs an event loop in a thread."""
 
     async def talk(port: int) -> list[Any]:
         message = b"Subject: x\r\n\r\nx\r\n"
@@ -160,7 +160,7 @@ async def test_a_recipient_that_the_hop_refuses_is_refused_at_rcpt() -> None:
             assert relay.status.busy == 0
 
 
-async def test_a_hop_that_refuses_the_null_sender_says_nothing_of_recipients() -> None:
+async def test_recipients_are_accepted_if_the_hop_refuses_the_null_sender() -> None:
     async with a_hop() as hop:
         hop.answers["MAIL FROM:<>"] = "550 5.7.1 No null senders"
         async with greeted(Relay(hop.address)) as client:
@@ -168,7 +168,7 @@ async def test_a_hop_that_refuses_the_null_sender_says_nothing_of_recipients() -
             assert (await client.say("RCPT TO:<b@example.com>")).code == 250
 
 
-async def test_without_verify_nobody_is_asked_before_the_message() -> None:
+async def test_without_verify_the_hop_is_not_asked_at_rcpt() -> None:
     async with a_hop() as hop:
         async with greeted(Relay(hop.address, verify=False)) as client:
             await client.say("MAIL FROM:<a@example.com>")
@@ -176,7 +176,7 @@ async def test_without_verify_nobody_is_asked_before_the_message() -> None:
         assert hop.greeted == 0
 
 
-async def test_the_next_of_several_hops_is_used_while_the_first_does_not_answer() -> None:
+async def test_the_next_hop_is_used_while_the_first_does_not_answer() -> None:
     first = Hop()
     await first.start()
     await first.stop()
@@ -225,7 +225,7 @@ def test_lmtp_needs_a_port(address: str) -> None:
         Lmtp(address)
 
 
-def test_check_says_that_the_ca_file_is_not_there(tmp_path: Path) -> None:
+def test_check_reports_a_missing_ca_file(tmp_path: Path) -> None:
     relay = Relay("mx.example.com", tls="starttls", ca_file=str(tmp_path / "none.pem"))
     with pytest.raises(ConfigError, match=r"none\.pem: No such file"):
         relay.check()

@@ -1,4 +1,4 @@
-"""Lmtp and Relay when the hop fails: a clear reply within the limit, and no doubtful connection."""
+"""Lmtp and Relay with a hop that fails: a clear reply in time, and no reuse of bad connections."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ FAULTS: dict[str, Answer] = {
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try a hop that is down again at once."""
+    """Try a hop that is down again without a pause."""
     monkeypatch.setattr("smtpd_fork.hops.pool.RETRY_SECONDS", 0.0)
 
 
 async def give_up(sink: NextHop, hop: Hop, step: str) -> str:
-    """Deliver a message, and cancel that when the hop has come to a step, as a time limit does."""
+    """Deliver a message, and cancel it when the hop has reached a step, as a time limit does."""
     delivering = asyncio.ensure_future(sink.deliver(a_mail()))
     if step == "GREETING":
         await until(lambda: hop.greeted)
@@ -72,7 +72,7 @@ def is_down(sink: NextHop) -> bool:
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("lmtp", [False, True], ids=["smtp", "lmtp"])
-async def test_a_fault_at_any_step_is_451_and_the_next_message_is_delivered(
+async def test_an_error_at_any_step_gets_451_and_the_next_message_is_delivered(
     step: str, fault: str, lmtp: bool
 ) -> None:
     async with a_hop(lmtp=lmtp) as hop:
@@ -95,7 +95,7 @@ async def test_a_fault_at_any_step_is_451_and_the_next_message_is_delivered(
 
 @pytest.mark.parametrize("step", ["MAIL", "RCPT", "DATA", "END"])
 @pytest.mark.parametrize("code", [450, 552])
-async def test_a_refusal_is_passed_on_and_the_connection_used_again(step: str, code: int) -> None:
+async def test_a_refusal_is_passed_on_and_the_connection_reused(step: str, code: int) -> None:
     async with a_hop() as hop, closing(Relay(hop.address)) as relay:
         hop.answers[step] = f"{code} {code // 100}.7.1 No"
         assert await deliver(relay) == [f"{code} {code // 100}.7.1 No"]
@@ -106,7 +106,7 @@ async def test_a_refusal_is_passed_on_and_the_connection_used_again(step: str, c
 
 
 @pytest.mark.parametrize("lmtp", [False, True], ids=["smtp", "lmtp"])
-async def test_4yz_for_one_recipient_of_three_is_of_that_one_alone(lmtp: bool) -> None:
+async def test_4yz_for_one_of_three_recipients_concerns_only_this_one(lmtp: bool) -> None:
     async with a_hop(lmtp=lmtp) as hop:
         async with closing(Lmtp(hop.address) if lmtp else Relay(hop.address)) as sink:
             hop.answers["RCPT TO:<c@x>"] = "452 4.2.2 Full"
@@ -115,14 +115,14 @@ async def test_4yz_for_one_recipient_of_three_is_of_that_one_alone(lmtp: bool) -
             assert hop.messages[0][1] == ["b@x", "d@x"]
 
 
-async def test_lmtp_replies_that_came_before_the_end_of_the_connection_count() -> None:
+async def test_lmtp_replies_received_before_the_connection_ended_are_used() -> None:
     async with a_hop(lmtp=True) as hop, closing(Lmtp(hop.address)) as lmtp:
         hop.answers["END c@x"] = Fault.RESET
         replies = await deliver(lmtp, a_mail("b@x", "c@x", "d@x"))
         assert [reply[:3] for reply in replies] == ["250", "451", "451"]
 
 
-async def test_a_message_whose_connection_was_lost_after_its_end_is_not_sent_again() -> None:
+async def test_a_message_is_not_sent_again_if_the_connection_is_lost_after_its_end() -> None:
     async with a_hop() as hop, closing(Relay(hop.address)) as relay:
         await deliver(relay)
         hop.answers["END"] = [Fault.RESET]
@@ -131,7 +131,7 @@ async def test_a_message_whose_connection_was_lost_after_its_end_is_not_sent_aga
 
 
 @pytest.mark.parametrize("fault", ["421", "closes", "resets"])
-async def test_a_kept_connection_that_ends_at_mail_is_replaced_once(fault: str) -> None:
+async def test_an_idle_connection_that_ends_at_mail_is_replaced_once(fault: str) -> None:
     async with a_hop() as hop, closing(Relay(hop.address)) as relay:
         await deliver(relay)
         hop.answers["MAIL"] = [FAULTS[fault]]
@@ -142,7 +142,7 @@ async def test_a_kept_connection_that_ends_at_mail_is_replaced_once(fault: str) 
 
 
 @pytest.mark.parametrize("words", [b"421 Idle\r\n", b"250 OK\r\n", b"x", b"\0" * 100_000])
-async def test_a_connection_that_says_something_unasked_is_closed(words: bytes) -> None:
+async def test_a_connection_with_an_unexpected_reply_is_closed(words: bytes) -> None:
     async with a_hop() as hop, closing(Relay(hop.address)) as relay:
         await deliver(relay)
         hop.say(words)
@@ -176,7 +176,7 @@ async def test_a_connection_is_not_lent_before_its_rset_is_answered(
         await until(lambda: relay.status.connections == 1)
 
 
-async def test_a_late_reply_is_not_taken_for_that_of_another_message() -> None:
+async def test_a_late_reply_is_not_attributed_to_another_message() -> None:
     async with a_hop() as hop, closing(Relay(hop.address, connections=1)) as relay:
         hop.answers["END"] = [Fault.SILENT]
         await give_up(relay, hop, "END")
@@ -185,7 +185,7 @@ async def test_a_late_reply_is_not_taken_for_that_of_another_message() -> None:
         assert await deliver(relay) == ["452 4.3.1 Full"]
 
 
-async def test_a_hop_that_reads_nothing_of_a_large_message_is_left_in_time() -> None:
+async def test_a_hop_that_does_not_read_a_large_message_times_out() -> None:
     async with a_hop() as hop, closing(Relay(hop.address)) as relay:
         hop.read_content = False
         relay.time_limit = 0.3
@@ -205,7 +205,7 @@ async def test_messages_that_wait_too_long_for_a_connection_get_451() -> None:
         await asyncio.gather(*slow, return_exceptions=True)
 
 
-async def test_those_who_wait_make_a_connection_when_one_ends() -> None:
+async def test_a_waiting_message_makes_a_connection_when_another_ends() -> None:
     async with a_hop() as hop, closing(Relay(hop.address, connections=1)) as relay:
         hop.answers["END"] = [Fault.SILENT]
         first = asyncio.ensure_future(deliver(relay))
@@ -216,7 +216,7 @@ async def test_those_who_wait_make_a_connection_when_one_ends() -> None:
         assert [(await each)[0][:3] for each in others] == ["250"] * 3
 
 
-async def test_while_a_hop_is_down_one_message_tries_it_and_the_others_are_answered_at_once(
+async def test_while_a_hop_is_down_one_message_tries_it_and_the_others_fail_immediately(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("smtpd_fork.hops.pool.RETRY_SECONDS", 60.0)
@@ -271,7 +271,7 @@ async def test_a_recipient_that_cannot_be_verified_gets_451() -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("step", ["MAIL", "RCPT"])
-async def test_a_fault_while_a_recipient_is_verified_is_451(
+async def test_an_error_during_a_verification_gets_451(
     step: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fault == "silent":
@@ -301,7 +301,7 @@ async def test_a_failure_is_logged_with_client_queue_id_hop_and_reason(
     assert line.__dict__["queue_id"] == "77-1-1"
 
 
-async def test_a_delivery_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_delivery_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "smtpd_fork.sinks")
     async with a_hop() as hop, closing(Relay(hop.address)) as relay:
         await deliver(relay)
@@ -313,7 +313,7 @@ async def test_a_delivery_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("step", ["GREETING", "EHLO"])
-async def test_a_hop_that_hangs_is_left_soon_if_there_is_another_and_avoided_then(
+async def test_a_hanging_hop_is_left_early_and_then_avoided_if_there_is_another(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("SWITCH_SECONDS", "AVOID_SECONDS"):
@@ -328,11 +328,11 @@ async def test_a_hop_that_hangs_is_left_soon_if_there_is_another_and_avoided_the
             assert (await deliver(relay))[0][:3] == "250"
         assert (hop.greeted, other.greeted) == (1, 2)
         for writer in list(hop.writers):
-            writer.transport.abort()  # it is silent, and does not see that the client has gone
+            writer.transport.abort()  # it does not notice the end of the client
 
 
 @pytest.mark.parametrize("step", ["GREETING", "EHLO"])
-async def test_a_hop_that_does_not_open_in_time_is_down(
+async def test_a_hop_that_exceeds_the_opening_timeout_is_down(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.hops.dial.OPENING_SECONDS", 0.05)
@@ -342,7 +342,7 @@ async def test_a_hop_that_does_not_open_in_time_is_down(
         assert relay.status.reason == f"{hop.address}: no answer in time"
 
 
-async def test_a_connection_does_not_wait_for_a_hop_that_does_not_end_tls(
+async def test_closing_does_not_wait_for_a_hop_that_does_not_end_tls(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_sockets()  # skips the test without /proc, before anything is open
@@ -354,7 +354,7 @@ async def test_a_connection_does_not_wait_for_a_hop_that_does_not_end_tls(
     assert (await relay.deliver(a_mail()))[0][:3] == "250"
     for writer in hop.writers:
         transport: Any = writer.transport
-        transport.pause_reading()  # and so sees no close_notify
+        transport.pause_reading()  # and so receives no close_notify
     sockets = len(open_sockets())
     await relay.close()
     await until(lambda: len(open_sockets()) < sockets)

@@ -1,4 +1,4 @@
-"""Lmtp and Relay with large messages and many: the loop goes on, and memory is bounded."""
+"""Lmtp and Relay with large and many messages: the loop is not blocked, memory is bounded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from support.next_hop import Answer
 
 
-async def test_nothing_blocks_the_loop() -> None:
+async def test_the_event_loop_is_not_blocked() -> None:
     blockbuster = BlockBuster()
     async with a_hop() as hop, closing(Relay(hop.address)) as relay:
         blockbuster.activate()
@@ -33,7 +33,7 @@ async def test_nothing_blocks_the_loop() -> None:
             blockbuster.deactivate()
 
 
-async def test_a_large_message_is_sent_in_pieces_as_the_hop_reads() -> None:
+async def test_a_large_message_is_sent_in_pieces_with_flow_control() -> None:
     async with a_hop() as hop, closing(Relay(hop.address)) as relay:
         hop.read_content = False
         content = large()
@@ -51,7 +51,7 @@ async def test_a_large_message_is_sent_in_pieces_as_the_hop_reads() -> None:
         assert peak < len(content) / 4
 
 
-async def test_a_connection_that_nobody_needs_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smtpd_fork.hops.pool.IDLE_SECONDS", 0.05)
     async with a_hop() as hop, closing(Relay(hop.address, connections=3)) as relay:
         await asyncio.gather(*(relay.deliver(a_mail()) for _ in range(3)))
@@ -60,7 +60,7 @@ async def test_a_connection_that_nobody_needs_is_closed(monkeypatch: pytest.Monk
         assert (await relay.deliver(a_mail()))[0][:3] == "250"
 
 
-async def test_a_hop_that_comes_back_is_used_again_though_messages_never_stop() -> None:
+async def test_a_recovered_hop_is_used_again_under_continuous_load() -> None:
     hop = Hop()
     await hop.start()
     await hop.stop()
@@ -80,7 +80,7 @@ async def test_a_hop_that_comes_back_is_used_again_though_messages_never_stop() 
     await hop.stop()
 
 
-async def test_many_messages_at_once_with_faults_at_random_are_each_answered() -> None:
+async def test_many_concurrent_messages_with_random_errors_all_get_replies() -> None:
     async with a_hop() as hop, closing(Relay(hop.address, connections=4)) as relay:
         faults: list[Answer] = [
             Fault.CLOSE,
@@ -106,7 +106,7 @@ async def test_many_messages_at_once_with_faults_at_random_are_each_answered() -
 
 @settings(max_examples=30)
 @given(contents)
-def test_any_content_arrives_as_it_came(content: bytes) -> None:
+def test_any_content_arrives_unchanged(content: bytes) -> None:
     async def pass_on() -> None:
         behind = Collect()
         async with serve(behind) as server:

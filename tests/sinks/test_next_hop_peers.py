@@ -1,4 +1,4 @@
-"""Lmtp and Relay with real servers behind: Dovecot, Postfix, smtp-sink, and this one."""
+"""Lmtp and Relay with real servers: Dovecot, Postfix, smtp-sink, and this server."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def a_dovecot() -> Iterator[Dovecot]:
 
 @pytest.mark.peers
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-async def test_dovecot_answers_for_each_recipient(a_dovecot: Dovecot, kind: str) -> None:
+async def test_dovecot_replies_for_each_recipient(a_dovecot: Dovecot, kind: str) -> None:
     address = a_dovecot.address if kind == "tcp" else a_dovecot.unix
     async with closing(Lmtp(address)) as lmtp:
         text = b"Subject: x\r\n\r\n" + b"text\r\n" * 1000
@@ -84,7 +84,7 @@ async def test_dovecot_answers_for_each_recipient(a_dovecot: Dovecot, kind: str)
 
 @pytest.mark.peers
 @pytest.mark.parametrize("name", DIFFICULT)
-async def test_dovecot_gets_what_came_byte_for_byte(a_dovecot: Dovecot, name: str) -> None:
+async def test_dovecot_gets_the_message_byte_for_byte(a_dovecot: Dovecot, name: str) -> None:
     content = DIFFICULT[name]
     async with closing(Lmtp(a_dovecot.unix)) as lmtp:
         mail = a_mail("c@example.com", content=content, body="8BITMIME")
@@ -93,7 +93,7 @@ async def test_dovecot_gets_what_came_byte_for_byte(a_dovecot: Dovecot, name: st
 
 
 @pytest.mark.peers
-async def test_dovecots_mailboxes_are_known_at_rcpt(a_dovecot: Dovecot) -> None:
+async def test_unknown_mailboxes_of_dovecot_are_refused_at_rcpt(a_dovecot: Dovecot) -> None:
     lmtp = Lmtp(a_dovecot.unix)
     async with greeted(lmtp) as client:
         await client.say("MAIL FROM:<a@example.com>")
@@ -123,7 +123,7 @@ def postfix(settings: str) -> Iterator[int]:
 
 
 @pytest.mark.peers
-async def test_postfix_takes_what_it_relays_and_its_refusals_come_at_rcpt(
+async def test_postfix_accepts_messages_and_its_refusals_are_passed_on_at_rcpt(
     certificates: Certificates,
 ) -> None:
     behind = Collect()
@@ -167,7 +167,7 @@ async def test_postfix_takes_what_it_relays_and_its_refusals_come_at_rcpt(
 
 
 @pytest.mark.peers
-async def test_all_postfix_refuses_without_recipients_is_read_before_the_next_message() -> None:
+async def test_replies_without_accepted_recipients_are_read_before_the_next_message() -> None:
     with postfix("relay_domains = example.com\nrelay_transport = discard\n") as port:
         async with closing(Relay(f"127.0.0.1:{port}")) as relay:
             for _ in range(3):
@@ -227,7 +227,7 @@ def smtp_sink(*options: str) -> Iterator[str]:
         (["-f", "rset"], "250"),
     ],
 )
-async def test_smtp_sinks_faults_are_answered_and_nothing_is_left(
+async def test_errors_of_smtp_sink_get_replies_and_leave_no_connection(
     options: list[str], codes: str
 ) -> None:
     lmtp = "-L" in options
@@ -243,7 +243,7 @@ async def test_smtp_sinks_faults_are_answered_and_nothing_is_left(
 
 
 class Login:
-    """Knows one user."""
+    """A handler that accepts one user."""
 
     def __call__(
         self, server: Any, session: Any, envelope: Any, mechanism: str, data: Any
@@ -265,7 +265,7 @@ async def hop_with_auth(certificates: Certificates, **more: Any) -> AsyncIterato
 
 
 @pytest.mark.parametrize("tls", ["starttls", "implicit"])
-async def test_a_hop_is_verified_and_gets_the_password(
+async def test_the_certificate_is_verified_before_the_password_is_sent(
     certificates: Certificates, tls: Any
 ) -> None:
     listen = ["smtps:127.0.0.1:0" if tls == "implicit" else "127.0.0.1:0"]
@@ -283,7 +283,7 @@ async def test_a_hop_is_verified_and_gets_the_password(
 
 
 @pytest.mark.parametrize("tls", ["starttls", "implicit"])
-async def test_a_hop_whose_certificate_is_not_trusted_gets_nothing(
+async def test_a_hop_with_an_untrusted_certificate_gets_no_message(
     certificates: Certificates, tls: Any
 ) -> None:
     listen = ["smtps:127.0.0.1:0" if tls == "implicit" else "127.0.0.1:0"]
@@ -295,7 +295,7 @@ async def test_a_hop_whose_certificate_is_not_trusted_gets_nothing(
         assert handler.messages == []
 
 
-async def test_a_port_without_implicit_tls_is_named(certificates: Certificates) -> None:
+async def test_the_error_reports_a_port_without_implicit_tls(certificates: Certificates) -> None:
     async with hop_with_auth(certificates) as (address, _):
         async with closing(Relay(address, tls="implicit")) as relay:
             (reply,) = await deliver(relay, a_mail())
@@ -303,7 +303,7 @@ async def test_a_port_without_implicit_tls_is_named(certificates: Certificates) 
             assert "no implicit TLS on this port" in relay.status.reason
 
 
-async def test_an_opportunistic_hop_is_given_tls_whatever_its_certificate(
+async def test_opportunistic_tls_accepts_any_certificate(
     certificates: Certificates,
 ) -> None:
     async with hop_with_auth(certificates) as (address, _):
@@ -314,7 +314,7 @@ async def test_an_opportunistic_hop_is_given_tls_whatever_its_certificate(
             assert [each.client.secure for each in relay._pool._open] == [True]
 
 
-async def test_a_hop_without_starttls_gets_nothing_where_it_is_required() -> None:
+async def test_a_hop_without_required_starttls_gets_no_message() -> None:
     async with serve(Collect()) as server:
         address = f"127.0.0.1:{server.addresses[0][1]}"
         async with closing(Relay(address, tls="starttls")) as relay:
@@ -323,7 +323,7 @@ async def test_a_hop_without_starttls_gets_nothing_where_it_is_required() -> Non
 
 
 @pytest.mark.parametrize("name", DIFFICULT)
-async def test_this_server_gets_what_came_byte_for_byte(name: str) -> None:
+async def test_this_server_as_the_hop_gets_the_message_byte_for_byte(name: str) -> None:
     handler = Collect()
     async with serve(handler) as server:
         async with closing(Relay(f"127.0.0.1:{server.addresses[0][1]}")) as relay:
@@ -332,7 +332,7 @@ async def test_this_server_gets_what_came_byte_for_byte(name: str) -> None:
     assert handler.messages == [TRACE + DIFFICULT[name]]
 
 
-async def test_binary_content_and_utf8_addresses_pass() -> None:
+async def test_binary_content_and_utf8_addresses_are_passed_on() -> None:
     handler = Collect()
     binary = b"Subject: x\r\n\r\n\0\n.\n\r.\r\n" + bytes(range(256))
     async with serve(handler) as server:

@@ -1,4 +1,4 @@
-"""Lmtp and Relay with pass-client: the next hop learns who the client is."""
+"""Lmtp and Relay with pass-client: the client is described to the next hop."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ OFFERS = ("PIPELINING", "XCLIENT NAME ADDR PORT HELO", "XFORWARD NAME ADDR HELO 
 
 
 def said(hop: Hop, *verbs: str) -> list[str]:
-    """Return the commands that a hop got, those with one of some verbs."""
+    """Return the commands with some verbs that a hop has received."""
     return [each for each in hop.commands if each.split()[0] in verbs]
 
 
-async def test_each_client_is_named_once_while_its_messages_follow_each_other() -> None:
+async def test_xclient_is_sent_once_for_consecutive_messages_of_a_client() -> None:
     hosts = ["192.0.2.7", "192.0.2.7", "192.0.2.8", "192.0.2.7"]
     async with a_hop(offers=OFFERS) as hop:
         hop.answers["XCLI"] = "220 hop.example"
@@ -44,7 +44,7 @@ async def test_each_client_is_named_once_while_its_messages_follow_each_other() 
         ]
 
 
-async def test_many_messages_at_once_are_each_sent_as_their_clients() -> None:
+async def test_concurrent_messages_are_each_sent_with_their_own_client() -> None:
     kept = Collect()
     seen: list[tuple[str, str]] = []
 
@@ -67,7 +67,7 @@ async def test_many_messages_at_once_are_each_sent_as_their_clients() -> None:
     assert all(host[-1] == sender[1] for host, sender in seen)
 
 
-async def test_a_refusal_of_the_client_is_its_reply_and_others_are_not_concerned() -> None:
+async def test_a_refusal_of_a_client_does_not_affect_other_clients() -> None:
     trust = {"xclient_trust": ["127.0.0.1"], "deny": ["192.0.2.7"]}
     async with serve(Discard(), **trust) as server:
         address = f"127.0.0.1:{server.port}"
@@ -87,7 +87,7 @@ async def test_a_hop_that_does_not_trust_this_host_is_down(caplog: Any) -> None:
         assert hop.messages == []
 
 
-async def test_recipients_are_asked_about_as_the_client_and_remembered_for_it() -> None:
+async def test_recipients_are_verified_and_cached_per_client() -> None:
     accept = Accept(["a.example"], relay_from=["192.0.2.7"])
     trust = {"xclient_trust": ["127.0.0.1"]}
     async with serve([accept, Discard()], **trust) as hop:
@@ -103,7 +103,7 @@ async def test_recipients_are_asked_about_as_the_client_and_remembered_for_it() 
 
 
 @pytest.mark.parametrize("lmtp", [False, True])
-async def test_xforward_comes_with_each_message(lmtp: bool) -> None:
+async def test_xforward_is_sent_with_each_message(lmtp: bool) -> None:
     async with a_hop(lmtp=lmtp, offers=OFFERS) as hop:
         kind: Any = Lmtp if lmtp else Relay
         async with closing(kind(hop.address, pass_client="xforward")) as sink:
@@ -117,7 +117,7 @@ async def test_xforward_comes_with_each_message(lmtp: bool) -> None:
         ]
 
 
-async def test_xforward_that_is_not_offered_is_not_sent_and_missed_once(
+async def test_missing_xforward_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with a_hop() as hop, closing(Relay(hop.address, pass_client="xforward")) as relay:
@@ -127,7 +127,9 @@ async def test_xforward_that_is_not_offered_is_not_sent_and_missed_once(
         assert caplog.messages == [f"{hop.address} does not offer XFORWARD to this host"]
 
 
-async def test_the_origin_goes_through_several_servers(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_origin_is_passed_on_through_several_servers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level("INFO", "smtpd_fork.sinks")
     kept = Collect()
     trust = {"xforward_trust": ["127.0.0.1"]}
@@ -150,7 +152,7 @@ def test_a_password_and_xclient_exclude_each_other() -> None:
         Relay("127.0.0.1:25", user="u", password="p", pass_client="xclient")
 
 
-async def test_a_client_of_a_connection_that_has_ended_is_named_on_the_next_one() -> None:
+async def test_xclient_is_sent_again_on_a_new_connection() -> None:
     async with a_hop(offers=OFFERS) as hop:
         hop.answers["XCLI"] = "220 hop.example"
         async with closing(Relay(hop.address, pass_client="xclient")) as relay:
@@ -163,7 +165,7 @@ async def test_a_client_of_a_connection_that_has_ended_is_named_on_the_next_one(
         assert hop.greeted == 2
 
 
-async def test_silence_after_xclient_ends_with_the_time_of_the_message() -> None:
+async def test_silence_after_xclient_is_limited_by_the_timeout_of_the_message() -> None:
     async with a_hop(offers=OFFERS) as hop:
         hop.answers["XCLI"] = Fault.SILENT
         async with closing(Relay(hop.address, pass_client="xclient", timeout=0.2)) as relay:

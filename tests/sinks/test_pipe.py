@@ -1,4 +1,4 @@
-"""Pipe: what the end of a command means, its runs for recipients, and real servers."""
+"""Pipe: exit statuses, runs for recipients, and real servers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-# -- what the exit status means ----------------------------------------------------------------
+# -- exit statuses -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
         (255, "451 4.3.0"),
     ],
 )
-async def test_the_exit_status_is_that_of_sysexits_and_what_is_unknown_is_temporary(
+async def test_exit_statuses_of_sysexits_are_used_and_others_are_temporary(
     status: int, reply: str
 ) -> None:
     assert (await reply_of(shell(f"exit {status}")))[:9] == reply
 
 
 @pytest.mark.parametrize("name", ["KILL", "TERM", "PIPE", "SEGV"])
-async def test_a_command_that_a_signal_ends_is_temporary(
+async def test_the_end_by_a_signal_is_a_temporary_failure(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert (await reply_of(shell(f"kill -{name} $$")))[:9] == "451 4.3.0"
@@ -69,14 +69,14 @@ async def test_the_log_has_the_status_and_the_first_line_of_the_output(
     assert "second" not in caplog.text
 
 
-async def test_the_output_is_not_told_to_the_client() -> None:
+async def test_the_output_is_not_sent_to_the_client() -> None:
     assert "secret" not in await reply_of(shell("echo secret; exit 67"))
 
 
-async def test_where_something_else_waits_for_all_children_the_status_is_unknown(
+async def test_the_status_is_unknown_if_other_code_waits_for_all_children(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """subprocess would say 0."""
+    """The module subprocess would report 0."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         assert (await reply_of(shell("exit 0")))[:3] == "451"
@@ -88,7 +88,7 @@ async def test_where_something_else_waits_for_all_children_the_status_is_unknown
 # -- runs and words ----------------------------------------------------------------------------
 
 
-async def test_without_words_of_the_recipient_there_is_one_run_for_all(tmp_path: Path) -> None:
+async def test_without_words_of_the_recipient_the_command_runs_once(tmp_path: Path) -> None:
     command = shell('cat >> "$1"', str(tmp_path / "out"))
     reply = await reply_of(command, "a@example.com", "b@example.com")
     assert reply == "250 2.0.0 Ok: delivered as 77-1-1"
@@ -99,7 +99,7 @@ async def test_without_words_of_the_recipient_there_is_one_run_for_all(tmp_path:
     assert text.count("Subject: x\n\nhello\n") == 1
 
 
-async def test_each_recipient_has_a_run_and_a_reply_of_its_own(tmp_path: Path) -> None:
+async def test_each_recipient_has_its_own_run_and_reply(tmp_path: Path) -> None:
     command = shell(
         'cat > "$1/$2"; case $2 in no) exit 67;; later) exit 75;; esac',
         *(str(tmp_path), "{user}"),
@@ -133,7 +133,7 @@ async def test_an_address_that_would_be_an_option_is_refused_at_rcpt() -> None:
         assert (await client.deliver()).code == 250
 
 
-async def test_an_address_that_would_be_an_option_is_refused_at_the_end_as_well() -> None:
+async def test_an_address_that_would_be_an_option_is_refused_after_data_as_well() -> None:
     replies = await reply_of(shell("exit 0", "{user}"), "-rf@example.com", "b@example.com")
     assert [reply[:3] for reply in replies] == ["553", "250"]
 
@@ -143,7 +143,7 @@ async def test_a_mail_loop_is_not_delivered() -> None:
     assert (await reply_of(shell("exit 0"), content=looping))[:9] == "554 5.4.6"
 
 
-async def test_nothing_blocks_the_loop() -> None:
+async def test_the_event_loop_is_not_blocked() -> None:
     blockbuster = BlockBuster()
     async with greeted(Pipe(shell("cat > /dev/null", "{user}"))) as client:
         blockbuster.activate()
@@ -174,7 +174,7 @@ def a_script(directory: Path, text: str) -> Path:
 
 
 def as_pid_1() -> list[str]:
-    """Return the daemon's command as process 1 of a namespace of its own."""
+    """Return the command of the daemon as process 1 of a new PID namespace."""
     return [*namespaces("--pid", "--fork", "--kill-child", "--mount-proc"), *COMMAND]
 
 
@@ -192,7 +192,7 @@ def test_it_runs_under_the_daemon(
         for pid in (
             proc(daemon.process.pid, "task", daemon.process.pid, "children").read_text().split()
         ):
-            os.kill(int(pid), signal.SIGTERM)  # unshare(1) does not pass it on
+            os.kill(int(pid), signal.SIGTERM)  # unshare(1) does not forward the signal
     (name,) = {path.name for path in tmp_path.iterdir()} - {"mda"}
     assert (tmp_path / name).read_text().endswith("\nSubject: hi\n\nhello\n127.0.0.1\n")
     until_happened(lambda: not [pid for pid in os.listdir("/proc") if _runs(pid, script)], "an end")
@@ -205,14 +205,14 @@ def _runs(pid: str, script: Path) -> bool:
         return False
 
 
-def test_after_kill_9_under_load_every_message_that_was_answered_250_is_delivered(
+def test_after_kill_9_under_load_every_accepted_message_is_delivered(
     tmp_path: Path,
 ) -> None:
     script = a_script(tmp_path, f'cat > "{tmp_path}/t$$" && mv "{tmp_path}/t$$" "{tmp_path}/n$$"')
     handler = f"smtpd_fork.sinks.pipe:Pipe:{script}"
     with Daemon("-l", "127.0.0.1:0", "--handler", handler, cwd=tmp_path) as daemon:
         answered = load_until_killed(daemon, clients=4, enough=50)
-    # The end of the message in hand may be the end of the pipe: that one was not answered.
+    # The pipe may end within the last message, which was not answered.
     texts = [path.read_text() for path in tmp_path.glob("n*")]
     whole = [re.search(r"Subject: (\S+)\n\nx\n$", text) for text in texts]
     assert set(answered) <= {match[1] for match in whole if match}

@@ -1,4 +1,4 @@
-"""Arguments and variables of a command: nothing of an address becomes an option or a command."""
+"""Arguments and variables of a command: no address can inject an option or a command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def arguments(command: str, recipient: str = "b+x@example.com", sender: str = "a
     return PipeCommand(command).arguments(sender, recipient)
 
 
-def test_a_command_is_split_as_by_a_shell_before_words_are_filled_in() -> None:
+def test_a_command_is_split_like_in_a_shell_before_words_are_replaced() -> None:
     said = arguments("""/bin/mda -f {sender} '-d {user}' "{ext}@{domain}" {{x}} -r{recipient}""")
     assert said == [
         *(b"/bin/mda", b"-f", b"a@b", b"-d b", b"x@example.com", b"{x}", b"-rb+x@example.com"),
@@ -31,7 +31,7 @@ def test_a_command_is_split_as_by_a_shell_before_words_are_filled_in() -> None:
 
 
 @pytest.mark.parametrize("user", ["a b", "a;id", "$(id)", "`id`", "a'b", 'a"b', "a\\b", "*", "a\n"])
-def test_an_address_is_one_argument_whatever_it_holds(user: str) -> None:
+def test_an_address_is_one_argument_whatever_it_contains(user: str) -> None:
     assert arguments("/bin/mda {user}", f"{user}@x") == [b"/bin/mda", user.encode()]
 
 
@@ -82,12 +82,12 @@ def test_words_never_change_the_number_of_arguments(user: str, sender: str) -> N
     assert not any(b"\0" in each for each in said)
 
 
-def test_only_a_word_of_the_recipient_makes_a_run_for_each() -> None:
+def test_only_a_word_of_the_recipient_causes_a_run_for_each_recipient() -> None:
     assert not PipeCommand("/bin/mda {sender} {{user}}").for_each
     assert all(PipeCommand(f"m {{{w}}}").for_each for w in ("user", "domain", "ext", "recipient"))
 
 
-def test_a_relative_program_is_made_absolute_and_a_name_is_left_to_path(
+def test_a_relative_program_is_made_absolute_and_a_bare_name_searched_in_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -111,7 +111,9 @@ def test_a_command_that_cannot_be_used_is_an_error(command: str, reason: str) ->
         PipeCommand(command)
 
 
-def test_the_environment_is_the_envelope_path_and_lang(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_contains_the_envelope_path_and_lang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PATH", "/bin")
     monkeypatch.delenv("LANG", raising=False)
     monkeypatch.setenv("SECRET", "x")
@@ -134,7 +136,7 @@ def test_the_environment_is_the_envelope_path_and_lang(monkeypatch: pytest.Monke
     assert "RECIPIENT" not in several
 
 
-def test_the_client_is_that_of_xforward_if_there_is_one() -> None:
+def test_the_client_of_xforward_is_used_if_it_was_sent() -> None:
     client = MailClient(("127.0.0.1", 25), "filter.example", "localhost")
     mail = replace(a_mail(client=client), xforward={"ADDR": "192.0.2.7", "HELO": "x.example"})
     said = PipeCommand("m").environment(mail, [Recipient("b@example.com")])

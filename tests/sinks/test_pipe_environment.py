@@ -1,4 +1,4 @@
-"""What a command of pipe is given: environment, descriptors, signals, limits and the message."""
+"""The process of a pipe command: environment, descriptors, signals, limits and the message."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from smtpd_fork.sinks.pipe import Pipe
 
 
 async def given_to(tmp_path: Path, script: str, **options: Any) -> str:
-    """Return what a script has written to its file $1, once it has read the message."""
+    """Return what a script writes to its file $1 after it has read the message."""
     command = shell(f"cat > /dev/null; {script}", str(tmp_path / "out"))
     assert (await reply_of(command, **options))[:3] == "250"
     return (tmp_path / "out").read_text()
 
 
-async def test_the_environment_holds_nothing_else(
+async def test_the_environment_contains_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proc()
@@ -50,7 +50,7 @@ async def test_no_descriptor_is_inherited(tmp_path: Path) -> None:
     finally:
         os.close(read)
         os.close(write)
-    assert set(text.split()) - {"10", "255"} <= {"0", "1", "2"}  # the shell's own
+    assert set(text.split()) - {"10", "255"} <= {"0", "1", "2"}  # a descriptor of the shell
 
 
 async def test_signals_have_their_default_actions(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ async def test_signals_have_their_default_actions(tmp_path: Path) -> None:
     assert not int(ignored[1], 16) & 1 << (signal.SIGPIPE - 1)
 
 
-async def test_it_has_a_session_of_its_own_and_the_root_as_its_directory(tmp_path: Path) -> None:
+async def test_it_runs_in_a_new_session_and_in_the_root_directory(tmp_path: Path) -> None:
     proc()
     text = await given_to(tmp_path, 'cut -d " " -f 1,5,6 /proc/$$/stat > "$1"; pwd >> "$1"')
     numbers, directory = text.splitlines()
@@ -74,7 +74,7 @@ async def test_it_has_a_session_of_its_own_and_the_root_as_its_directory(tmp_pat
     assert directory == "/"
 
 
-async def test_limits_of_memory_and_processor_time_are_set(tmp_path: Path) -> None:
+async def test_limits_of_memory_and_cpu_time_are_set(tmp_path: Path) -> None:
     proc()
     text = await given_to(
         tmp_path, '(ulimit -v; ulimit -t) > "$1"', max_memory=512 << 20, max_cpu=1.5
@@ -84,7 +84,7 @@ async def test_limits_of_memory_and_processor_time_are_set(tmp_path: Path) -> No
 
 @settings(max_examples=40)
 @given(st.binary(max_size=300), st.sampled_from(["lf", "crlf"]), st.booleans())
-def test_what_came_is_what_the_command_reads(content: bytes, ends: Any, binary: bool) -> None:
+def test_the_command_reads_the_whole_message(content: bytes, ends: Any, binary: bool) -> None:
     came = b"X: y\r\n" + content
 
     async def deliver(out: Path) -> None:
@@ -109,7 +109,7 @@ async def test_a_large_message_arrives_whole(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes().endswith(content.replace(b"\r\n", b"\n"))
 
 
-async def test_a_process_that_cannot_be_limited_is_killed(
+async def test_a_process_whose_limits_cannot_be_set_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -119,7 +119,7 @@ async def test_a_process_that_cannot_be_limited_is_killed(
     assert (await reply_of(shell("sleep 600"), max_memory=1 << 30))[:3] == "451"
 
 
-def test_a_limit_that_the_system_does_not_have_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("resource.prlimit")
     with pytest.raises(SettingError, match=r"max_memory .*: this system cannot limit"):
         Pipe("sh", max_memory=1)

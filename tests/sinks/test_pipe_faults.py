@@ -29,18 +29,18 @@ async def test_a_command_need_not_read_the_message(script: str) -> None:
     assert (await reply_of(shell(script), content=LARGE))[:3] == "250"
 
 
-async def test_endless_output_is_forgotten(caplog: pytest.LogCaptureFixture) -> None:
+async def test_endless_output_is_discarded(caplog: pytest.LogCaptureFixture) -> None:
     script = "cat > /dev/null; head -c 100000000 /dev/zero; exit 75"
     assert (await reply_of(shell(script), content=LARGE))[:3] == "451"
     assert max(map(len, caplog.messages)) < 400
 
 
-async def test_output_before_the_message_is_read_blocks_neither() -> None:
+async def test_output_before_reading_the_message_does_not_deadlock() -> None:
     script = "head -c 1000000 /dev/zero; cat > /dev/null; head -c 1000000 /dev/zero"
     assert (await reply_of(shell(script), content=LARGE))[:3] == "250"
 
 
-async def test_a_child_that_goes_on_with_the_output_open_is_not_waited_for(tmp_path: Path) -> None:
+async def test_a_child_that_keeps_the_output_open_is_not_waited_for(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     script = f"sleep 600 & echo $! > {pid_file}; exit 0"
     assert (await reply_of(shell(script)))[:3] == "250"
@@ -77,7 +77,7 @@ async def test_a_command_that_takes_too_long_is_killed_with_its_children(
         await until(lambda: not any(map(is_alive, pids)))
 
 
-async def test_runs_that_ended_in_time_keep_their_replies(
+async def test_finished_runs_keep_their_replies_after_a_timeout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.sinks.pipe.TERM_SECONDS", 0.2)
@@ -96,7 +96,7 @@ async def deliver(pipe: Pipe, *recipients: str) -> Sequence[str]:
     return await pipe.deliver(a_mail(*recipients))
 
 
-async def test_no_more_than_max_processes_run_at_once_and_waiting_is_bounded(
+async def test_the_number_of_processes_and_the_wait_are_limited(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipe = Pipe(
@@ -126,14 +126,14 @@ async def test_no_more_than_max_processes_run_at_once_and_waiting_is_bounded(
 
 
 @pytest.mark.parametrize("command", ["/nowhere/mda", "no-such-mda-anywhere"])
-def test_a_program_that_is_not_there_is_an_error_of_the_start(command: str) -> None:
+def test_a_missing_program_is_an_error_at_the_start(command: str) -> None:
     pipe = Pipe(f"{command} x")
     for look in (pipe.check, pipe.prepare):
         with pytest.raises(CannotCreateError, match=f"pipe: the command {command} (does|is) not"):
             look()
 
 
-def test_a_program_that_cannot_be_executed_is_an_error_of_the_start(tmp_path: Path) -> None:
+def test_a_program_that_cannot_be_executed_is_an_error_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "mda").write_text("#!/bin/sh\n")
     for path in (tmp_path / "mda", tmp_path):
         with pytest.raises(CannotCreateError, match="cannot be executed by"):
@@ -141,7 +141,7 @@ def test_a_program_that_cannot_be_executed_is_an_error_of_the_start(tmp_path: Pa
 
 
 @pytest.mark.parametrize("first_line", ["", "#!/nowhere/sh\n"])
-async def test_a_program_that_cannot_be_started_is_temporary(
+async def test_a_failure_to_start_the_program_is_temporary(
     first_line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     script = tmp_path / "mda"
@@ -151,13 +151,13 @@ async def test_a_program_that_cannot_be_started_is_temporary(
     assert f"not delivered: {script}: [Errno" in caplog.text
 
 
-async def test_without_pidfd_the_end_is_seen_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_end_is_detected_without_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "pidfd_open")
     assert (await reply_of(shell("exit 67")))[:3] == "550"
 
 
-async def test_nothing_is_left_open_or_running() -> None:
-    """Neither descriptors nor threads."""
+async def test_no_descriptor_and_no_thread_is_left() -> None:
+    """Compare descriptors and threads before and after."""
     descriptors = proc("self", "fd")
     await reply_of(shell("exit 0"), "a@b", "c@d", content=LARGE)
     threads = {each.name for each in threading.enumerate()}

@@ -1,4 +1,4 @@
-"""Every built-in sink keeps the promise of 250, whatever happens to its server."""
+"""Every built-in sink answers 250 only for safe messages, whatever happens to its server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LINES = {name: text for name, text in MESSAGES.items() if "control" not in name}
 
 
 def unquoted(content: bytes) -> bytes:
-    """Return a message of an mbox with its lines ">From " as they came (mboxrd)."""
+    """Return a message of an mbox without the quoting of lines "From " (mboxrd)."""
     return re.sub(rb"^>(>*From )", rb"\1", content, flags=re.MULTILINE)
 
 

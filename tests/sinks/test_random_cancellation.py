@@ -1,4 +1,4 @@
-"""Deliveries that are given up at any moment: 250 means stored once, anything else not at all."""
+"""Deliveries that are cancelled at any moment: stored once after 250, otherwise not at all."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 DELIVERIES = 100
 LONGEST_SECONDS = 0.05
-"""Until a delivery begins, and then until it is given up."""
+"""Seconds until a delivery begins, and then until it is cancelled."""
 
 RECIPIENTS = ("a@example.com", "b@example.com")
 
 
 def in_maildirs(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield mailbox and subject of every message."""
+    """Yield the mailbox and the subject of every message."""
     for file in path.rglob("new/*"):
         yield file.parts[-3], str(message_from_bytes(file.read_bytes())["Subject"])
 
@@ -54,7 +54,7 @@ def in_mboxes(path: Path) -> Iterator[tuple[str, str]]:
         (Mbox, "{user}", in_mboxes),
     ],
 )
-async def test_250_is_stored_once_and_anything_else_not_at_all(
+async def test_a_message_is_stored_once_after_250_and_not_after_another_reply(
     sink_class: Callable[[Path], Sink],
     name: str,
     found_in: Callable[[Path], Iterator[tuple[str, str]]],

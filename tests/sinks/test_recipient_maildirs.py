@@ -1,4 +1,4 @@
-"""A Maildir for each recipient: each has the message once, and an answer of its own."""
+"""A Maildir for each recipient: each gets the message once, and its own reply."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from support.disk import Disk
 
 
-async def test_each_recipient_has_the_message_in_a_maildir_of_its_own(maildirs: Maildir) -> None:
+async def test_each_recipient_gets_the_message_in_its_own_maildir(maildirs: Maildir) -> None:
     mail = a_mail("One@example.com", "two@example.com", "one+list@EXAMPLE.com", "one@example.net")
     replies = await maildirs.deliver(mail)
     assert [reply[:3] for reply in replies] == ["250"] * 4
@@ -47,7 +47,7 @@ async def test_each_recipient_has_the_message_in_a_maildir_of_its_own(maildirs: 
     assert (root / "example.com/one").stat().st_mode & 0o777 == 0o700
 
 
-async def test_one_reply_for_recipients_of_one_maildir(maildirs: Maildir) -> None:
+async def test_recipients_of_the_same_maildir_have_one_reply(maildirs: Maildir) -> None:
     assert isinstance(await maildirs.deliver(a_mail("a@example.com", "a+b@example.com")), str)
 
 
@@ -67,7 +67,9 @@ async def test_lmtp_has_a_reply_for_each_recipient(maildirs: Maildir, disk: Disk
     assert codes == [250, 451]
 
 
-async def test_smtp_has_the_worst_reply_and_the_others_have_the_message(maildirs: Maildir) -> None:
+async def test_smtp_has_the_worst_reply_and_the_other_recipients_get_the_message(
+    maildirs: Maildir,
+) -> None:
     (maildirs.path / "example.com").mkdir()
     (maildirs.path / "example.com" / "b").touch()
     async with greeted(maildirs) as client:
@@ -78,7 +80,7 @@ async def test_smtp_has_the_worst_reply_and_the_others_have_the_message(maildirs
     assert len(stored(maildirs.path / "example.com/a")) == 1
 
 
-# -- what strangers send, and owners plant -----------------------------------------------------
+# -- hostile addresses, and links in Maildirs --------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ async def test_smtp_has_the_worst_reply_and_the_others_have_the_message(maildirs
         *("%2e%2e", "é", "x" * 250, "é" * 80, '" "'),
     ],
 )
-async def test_every_address_has_a_maildir_of_its_own_below_the_root(
+async def test_every_address_has_its_own_maildir_below_the_root(
     user: str, maildirs: Maildir, tmp_path: Path
 ) -> None:
     async with greeted(maildirs) as client:
@@ -122,7 +124,7 @@ async def test_a_symbolic_link_below_the_root_is_not_followed(
     assert f"not written: {maildirs.path}/example.com/b: [Errno" in caplog.text
 
 
-async def test_a_symbolic_link_that_the_administrator_names_is_followed(tmp_path: Path) -> None:
+async def test_a_symbolic_link_in_the_configured_path_is_followed(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     maildir = Maildir(tmp_path / "link" / "{user}")
@@ -132,7 +134,7 @@ async def test_a_symbolic_link_that_the_administrator_names_is_followed(tmp_path
     await maildir.close()
 
 
-async def test_a_message_that_was_in_the_mailbox_before_is_a_loop_for_its_recipient_alone(
+async def test_a_mail_loop_concerns_only_its_recipient(
     maildirs: Maildir, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = b"Received: by x\r\nDELIVERED-TO: B@example.com\r\nSubject: x\r\n\r\n"
@@ -144,7 +146,9 @@ async def test_a_message_that_was_in_the_mailbox_before_is_a_loop_for_its_recipi
     assert "192.0.2.7:4711: mail loop: Delivered-To b@example.com" in caplog.text
 
 
-async def test_a_loop_is_found_on_the_first_line_and_not_in_the_text(maildirs: Maildir) -> None:
+async def test_a_mail_loop_is_found_in_the_first_line_but_not_in_the_body(
+    maildirs: Maildir,
+) -> None:
     first = b"Delivered-To: b@example.com\r\n\r\nx\r\n"
     assert str(await maildirs.deliver(a_mail(content=first)))[:3] == "554"
     quoted = b"Subject: x\r\n\r\nit had\r\nDelivered-To: b@example.com\r\n"
@@ -153,14 +157,14 @@ async def test_a_loop_is_found_on_the_first_line_and_not_in_the_text(maildirs: M
     assert str(await maildirs.deliver(a_mail(content=large)))[:3] == "554"
 
 
-async def test_it_keeps_the_promise_of_250(tmp_path: Path) -> None:
+async def test_a_message_is_safe_after_250(tmp_path: Path) -> None:
     def all_stored() -> list[bytes]:
         return [path.read_bytes() for path in tmp_path.rglob("new/*")]
 
     await check_sink(lambda: Maildir(tmp_path / "{domain}" / "{user}"), all_stored)
 
 
-async def test_nothing_blocks_the_loop(maildirs: Maildir) -> None:
+async def test_the_event_loop_is_not_blocked(maildirs: Maildir) -> None:
     blockbuster = BlockBuster()
     async with greeted(maildirs) as client:
         blockbuster.activate()
@@ -170,7 +174,7 @@ async def test_nothing_blocks_the_loop(maildirs: Maildir) -> None:
             blockbuster.deactivate()
 
 
-async def test_stale_files_of_a_recipient_are_removed_when_mail_comes(maildirs: Maildir) -> None:
+async def test_stale_files_of_a_recipient_are_removed_at_a_delivery(maildirs: Maildir) -> None:
     await maildirs.deliver(a_mail())
     old = maildirs.path / "example.com/b/tmp/old"
     old.touch()
@@ -180,7 +184,7 @@ async def test_stale_files_of_a_recipient_are_removed_when_mail_comes(maildirs: 
     await until(lambda: not old.exists())
 
 
-async def test_memory_does_not_grow_with_the_maildirs(
+async def test_memory_does_not_grow_with_the_number_of_maildirs(
     maildirs: Maildir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.sinks.maildir.CLEAN_MAILDIRS", 3)
@@ -189,7 +193,7 @@ async def test_memory_does_not_grow_with_the_maildirs(
 
 
 @given(st.binary(max_size=300), st.booleans())
-def test_what_came_is_what_is_stored(content: bytes, binary: bool) -> None:
+def test_the_stored_message_is_the_received_one(content: bytes, binary: bool) -> None:
     async def deliver(path: Path) -> None:
         maildir = Maildir(path / "{user}")
         mail = a_mail(content=b"X: y\r\n" + content, body="BINARYMIME" if binary else "8BITMIME")
@@ -216,7 +220,7 @@ def test_it_runs_under_aiosmtpds_controller(tmp_path: Path) -> None:
     assert len(stored(tmp_path / "example.com/c")) == 1
 
 
-def test_after_kill_9_under_load_each_recipient_has_every_message_that_was_answered_250(
+def test_after_kill_9_under_load_each_recipient_has_every_accepted_message(
     tmp_path: Path,
 ) -> None:
     options = ("-l", "127.0.0.1:0", "--handler", "maildir:M/{domain}/{user}")

@@ -1,4 +1,4 @@
-"""Maildirs with create=no: a recipient without one is refused, and which directories are made."""
+"""Maildirs with create=no: recipients without a Maildir, and the directories that are created."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_with_create_no_a_recipient_without_a_maildir_is_refused_at_rcpt(
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-async def test_a_maildir_that_is_gone_after_rcpt_is_no_mailbox(tmp_path: Path) -> None:
+async def test_a_maildir_that_is_removed_after_rcpt_gets_550(tmp_path: Path) -> None:
     an_existing_one(tmp_path, "b")
     maildir = Maildir(tmp_path / "{user}", create=False)
     replies = await maildir.deliver(a_mail("b@example.com", "c@example.com"))
@@ -67,7 +67,7 @@ async def test_with_create_no_an_extension_without_a_maildir_goes_to_the_user(
     assert not (tmp_path / "b/.other").exists()
 
 
-async def test_what_is_missing_in_a_maildir_is_made_even_with_create_no(tmp_path: Path) -> None:
+async def test_missing_subdirectories_are_created_even_with_create_no(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     maildir = Maildir(tmp_path / "{user}", create=False)
     assert str(await maildir.deliver(a_mail()))[:3] == "250"
@@ -75,7 +75,7 @@ async def test_what_is_missing_in_a_maildir_is_made_even_with_create_no(tmp_path
     await maildir.close()
 
 
-async def test_a_recipient_that_cannot_be_looked_up_is_temporary(
+async def test_an_error_in_the_lookup_of_a_recipient_is_temporary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_: object) -> None:
@@ -89,7 +89,7 @@ async def test_a_recipient_that_cannot_be_looked_up_is_temporary(
     assert "recipient not looked up: can't start new thread" in caplog.text
 
 
-async def test_an_empty_root_may_be_a_disk_that_is_not_mounted_and_is_temporary(
+async def test_an_empty_root_is_a_temporary_failure(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "lost+found").mkdir()
@@ -99,7 +99,7 @@ async def test_an_empty_root_may_be_a_disk_that_is_not_mounted_and_is_temporary(
     assert f"{tmp_path} is empty: is its file system mounted?" in caplog.text
 
 
-def test_with_create_no_a_root_that_is_not_there_is_an_error_of_the_start(tmp_path: Path) -> None:
+def test_with_create_no_a_missing_root_is_an_error_at_the_start(tmp_path: Path) -> None:
     for path in (tmp_path / "x" / "{user}", tmp_path / "x"):
         maildir = Maildir(path, create=False)
         for call in (maildir.check, maildir.prepare):
@@ -108,7 +108,7 @@ def test_with_create_no_a_root_that_is_not_there_is_an_error_of_the_start(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_root_is_made_and_a_file_in_its_place_is_an_error(tmp_path: Path) -> None:
+def test_the_root_is_created_and_a_file_instead_of_it_is_an_error(tmp_path: Path) -> None:
     maildir = Maildir(tmp_path / "a" / "b" / "{user}")
     maildir.check()
     assert list(tmp_path.iterdir()) == []

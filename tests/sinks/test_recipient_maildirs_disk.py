@@ -45,7 +45,7 @@ async def test_a_group_syncs_each_of_its_directories_once(tmp_path: Path, disk: 
     assert len(stored(tmp_path / "a")) == 7
 
 
-async def test_a_new_maildir_is_on_the_disk_before_its_first_message_is(
+async def test_a_new_maildir_is_synced_before_its_first_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proc()
@@ -66,7 +66,7 @@ async def test_a_new_maildir_is_on_the_disk_before_its_first_message_is(
     assert synced[5:] == ["/example.com/b/new"]
 
 
-async def test_one_directory_that_cannot_be_synced_is_no_matter_of_the_others(
+async def test_a_directory_that_cannot_be_synced_does_not_affect_the_others(
     maildirs: Maildir, disk: Disk
 ) -> None:
     await maildirs.deliver(a_mail("a@example.com", "b@example.com"))
@@ -77,7 +77,7 @@ async def test_one_directory_that_cannot_be_synced_is_no_matter_of_the_others(
     assert sorted(counts) == [1, 2]
 
 
-async def test_a_full_disk_of_one_recipient_does_not_lose_the_mail_of_another(
+async def test_a_full_disk_of_one_recipient_does_not_affect_another(
     tmp_path: Path, small_disk: Path
 ) -> None:
     maildir = Maildir(tmp_path / "{user}")
@@ -89,7 +89,9 @@ async def test_a_full_disk_of_one_recipient_does_not_lose_the_mail_of_another(
     await maildir.close()
 
 
-async def test_a_disk_that_hangs_for_one_is_451_for_that_one(maildirs: Maildir, disk: Disk) -> None:
+async def test_a_hanging_disk_gets_451_only_for_its_recipient(
+    maildirs: Maildir, disk: Disk
+) -> None:
     maildirs.time_limit = 0.2
     await maildirs.deliver(a_mail("a@example.com", "b@example.com"))
     async with serve(maildirs, listen=["lmtp:127.0.0.1:0"]) as server:
@@ -104,9 +106,7 @@ async def test_a_disk_that_hangs_for_one_is_451_for_that_one(maildirs: Maildir, 
     assert len(stored(maildirs.path / "example.com/a")) == 1
 
 
-async def test_what_was_stored_in_time_stays_when_the_rest_was_not(
-    tmp_path: Path, disk: Disk
-) -> None:
+async def test_deliveries_that_finished_in_time_keep_their_250(tmp_path: Path, disk: Disk) -> None:
     maildir = Maildir(tmp_path / "{user}", writers=1)
     await maildir.deliver(a_mail("a@example.com", "b@example.com"))
     large = b"x" * (1 << 20)  # a group of its own
@@ -115,7 +115,7 @@ async def test_what_was_stored_in_time_stays_when_the_rest_was_not(
             maildir.deliver(a_mail("a@example.com", "b@example.com", content=large))
         )
         await until(lambda: hang.begun)
-        # Now a's message is being stored, and b's waits.
+        # Now the message of a is being stored, and that of b waits.
         disk.works()
         again = disk.hangs("create")
         hang.release()

@@ -1,4 +1,4 @@
-"""Redis: an entry of a stream for each message, once."""
+"""Redis: each message is added once to a stream."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 peers = pytest.mark.peers
 
 
-# -- what is added -----------------------------------------------------------------------------
+# -- entries -----------------------------------------------------------------------------------
 
 
 @peers
@@ -63,7 +63,7 @@ async def test_every_byte_arrives(redis_server: RedisServer, content: bytes) -> 
 
 
 @peers
-async def test_a_message_that_is_sent_again_is_added_once_unless_told(
+async def test_a_message_that_is_sent_again_is_added_once_by_default(
     redis_server: RedisServer,
 ) -> None:
     async with closing(Redis(redis_server.url)) as sink:
@@ -81,7 +81,7 @@ async def test_after_a_lost_answer_the_message_is_not_added_again(
     redis_server: RedisServer,
 ) -> None:
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pass all on, but reset the connection before the answer to EVAL."""
+        """Forward all data, but reset the connection before the answer to EVAL."""
         up_reader, up_writer = await asyncio.open_unix_connection(str(redis_server.path))
         try:
             while text := await reader.read(1 << 16):
@@ -111,7 +111,7 @@ async def test_the_stream_keeps_about_as_many_entries_as_it_may(redis_server: Re
 
 
 @peers
-async def test_a_large_message_arrives_and_nothing_blocks_the_loop(
+async def test_a_large_message_arrives_without_blocking_the_event_loop(
     redis_server: RedisServer,
 ) -> None:
     each = mail(large(25_000_000))
@@ -126,7 +126,7 @@ async def test_a_large_message_arrives_and_nothing_blocks_the_loop(
 
 
 @peers
-async def test_connections_are_bounded_whatever_comes_at_once(redis_server: RedisServer) -> None:
+async def test_the_number_of_connections_is_limited(redis_server: RedisServer) -> None:
     async with closing(Redis(redis_server.url, connections=3)) as sink:
         many = [sink.deliver(mail(b"%d" % number)) for number in range(600)]
         assert set(await asyncio.gather(*many)) == {DELIVERED}
@@ -165,7 +165,7 @@ async def test_tls_is_verified(certificates: Certificates) -> None:
 
 @peers
 @on_both_loops
-def test_a_daemon_that_is_killed_loses_nothing_and_adds_nothing_twice(
+def test_a_killed_daemon_loses_nothing_and_adds_nothing_twice(
     redis_server: RedisServer, tmp_path: Path, loop: str
 ) -> None:
     handler = f"smtpd_fork.sinks.redis:Redis:{redis_server.url}"
@@ -195,7 +195,7 @@ def test_a_bad_value_is_an_error_that_shows_no_secret(options: Any, message: str
 
 
 @peers
-def test_it_serves_stock_aiosmtpd(redis_server: RedisServer) -> None:
+def test_it_runs_under_aiosmtpd(redis_server: RedisServer) -> None:
     with client_of_aiosmtpd(Redis(redis_server.url)) as client:
         client.sendmail("a@example.com", ["b@example.com"], CONTENT)
     assert redis_server.entries()[0][b"content"].endswith(CONTENT)

@@ -1,4 +1,4 @@
-"""Redis when it is not durable enough, refuses, sends garbage, is down, or comes back."""
+"""Redis with insufficient durability, refusals, garbage, outages and recovery."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 peers = pytest.mark.peers
 
 
-# -- what Redis refuses ------------------------------------------------------------------------
+# -- refusals ----------------------------------------------------------------------------------
 
 
 def set_(server: RedisServer, **options: str) -> None:
@@ -32,7 +32,7 @@ def set_(server: RedisServer, **options: str) -> None:
 
 
 @peers
-async def test_without_memory_the_client_gets_452_and_later_250() -> None:
+async def test_the_client_gets_452_while_redis_is_out_of_memory() -> None:
     with RedisServer(*DURABLE) as server:
         async with closing(Redis(server.url)) as sink:
             set_(server, maxmemory="1")
@@ -43,7 +43,7 @@ async def test_without_memory_the_client_gets_452_and_later_250() -> None:
 
 
 @peers
-async def test_a_replica_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_read_only_replica_counts_as_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.01)
     with RedisServer() as server:
         async with closing(Redis(server.url)) as sink:
@@ -58,7 +58,7 @@ async def test_a_replica_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @peers
-async def test_a_message_larger_than_redis_takes_is_refused_for_good() -> None:
+async def test_a_message_that_exceeds_the_limit_of_redis_is_refused_permanently() -> None:
     with RedisServer("--proto-max-bulk-len", "1mb") as server:
         async with closing(Redis(server.url)) as sink:
             assert str(await sink.deliver(mail(large(2_000_000)))).startswith("552 5.3.4 ")
@@ -66,7 +66,7 @@ async def test_a_message_larger_than_redis_takes_is_refused_for_good() -> None:
 
 
 @peers
-async def test_a_stream_key_that_is_no_stream_is_no_loss(redis_server: RedisServer) -> None:
+async def test_a_key_of_another_type_loses_no_message(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
         client.set("mail", "x")
     async with closing(Redis(redis_server.url)) as sink:
@@ -92,7 +92,7 @@ async def test_a_stream_key_that_is_no_stream_is_no_loss(redis_server: RedisServ
         ({}, "aof", "CONFIG GET is not permitted", "CONFIG GET is not permitted"),
     ],
 )
-def test_the_settings_of_redis_are_judged(
+def test_the_settings_of_redis_are_assessed(
     found: dict[str, str], require: str, weak: str, warning: str | None
 ) -> None:
     reason, warnings = assess(found, require)
@@ -109,7 +109,7 @@ def test_a_redis_that_may_remove_the_stream_causes_a_warning() -> None:
 
 
 @peers
-def test_the_start_warns_or_refuses_as_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_start_warns_or_fails_as_configured(caplog: pytest.LogCaptureFixture) -> None:
     with RedisServer() as server:
         Redis(server.url).prepare()
         assert "appendonly is off: a crash of Redis loses messages" in caplog.text
@@ -123,13 +123,13 @@ def test_the_start_warns_or_refuses_as_told(caplog: pytest.LogCaptureFixture) ->
             Redis(server.url, username="mail", password="pw", require="fsync").prepare()
 
 
-def test_a_redis_that_is_down_at_the_start_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_start_succeeds_while_redis_is_down(caplog: pytest.LogCaptureFixture) -> None:
     Redis(f"redis://127.0.0.1:{free_port('127.0.0.1')}", require="fsync").prepare()
     assert "messages get 451 until it answers" in caplog.text
 
 
 @peers
-async def test_a_redis_that_is_not_durable_enough_gets_no_message() -> None:
+async def test_redis_with_insufficient_durability_gets_no_message() -> None:
     with RedisServer() as server:
         async with closing(Redis(server.url, require="aof")) as sink:
             assert await sink.deliver(mail()) == DOWN
@@ -190,7 +190,7 @@ async def test_redis_is_used_again_when_it_is_back(monkeypatch: pytest.MonkeyPat
 
 
 @peers
-async def test_a_redis_that_is_killed_has_each_message_once(
+async def test_each_message_is_added_once_if_redis_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.01)
@@ -202,7 +202,9 @@ async def test_a_redis_that_is_killed_has_each_message_once(
 
 
 @peers
-async def test_a_message_that_is_given_up_spoils_no_connection(redis_server: RedisServer) -> None:
+async def test_a_cancelled_message_does_not_affect_other_messages(
+    redis_server: RedisServer,
+) -> None:
     async with closing(Redis(redis_server.url, connections=1)) as sink:
         assert await sink.deliver(mail(b"1")) == DELIVERED
         with redis_server.client() as client:

@@ -1,4 +1,4 @@
-"""S3: an object for each message, complete, once."""
+"""S3: each message is stored once as a complete object."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sink_of(server: S3Server, bucket: str = "mail", **options: Any) -> S3:
     return S3(bucket, endpoint=server.url, **{**ACCESS, **options})
 
 
-async def test_an_object_is_the_message_with_its_envelope_on_top(s3_server: S3Server) -> None:
+async def test_an_object_is_the_message_with_trace_fields_at_the_top(s3_server: S3Server) -> None:
     async with closing(sink_of(s3_server)) as sink:
         async with serve(sink) as smtp, await Client.to(smtp.addresses[0]) as client:
             await client.greet("client.example")
@@ -79,7 +79,7 @@ async def test_a_message_that_is_sent_again_is_stored_once_and_not_changed(
     assert b"Received: two" in found
 
 
-async def test_the_name_of_an_object_is_as_told(s3_server: S3Server) -> None:
+async def test_the_name_of_an_object_is_as_configured(s3_server: S3Server) -> None:
     async with closing(sink_of(s3_server, path="archive/{key}")) as sink:
         assert await sink.deliver(mail()) == DELIVERED
     assert list(s3_server.objects()) == [f"archive/{mail().key}"]
@@ -92,7 +92,7 @@ def test_metadata_are_short_printable_ascii_whatever_the_client_says() -> None:
     assert sum(map(len, [*found, *found.values()])) < 1500
 
 
-async def test_a_large_message_arrives_and_nothing_blocks_the_loop(s3_server: S3Server) -> None:
+async def test_a_large_message_arrives_without_blocking_the_event_loop(s3_server: S3Server) -> None:
     each = mail(large(25_000_000))
     async with closing(sink_of(s3_server)) as sink:
         blockbuster = BlockBuster()
@@ -105,7 +105,7 @@ async def test_a_large_message_arrives_and_nothing_blocks_the_loop(s3_server: S3
     assert found == b"".join(each.delivered())
 
 
-async def test_credentials_come_from_the_environment_as_well(
+async def test_credentials_can_be_taken_from_the_environment(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
@@ -117,22 +117,22 @@ async def test_credentials_come_from_the_environment_as_well(
     assert len(s3_server.objects()) == 1
 
 
-def test_a_bucket_that_is_not_there_is_an_error_of_the_start(s3_server: S3Server) -> None:
+def test_a_missing_bucket_is_an_error_at_the_start(s3_server: S3Server) -> None:
     sink_of(s3_server).prepare()
     with pytest.raises(CannotCreateError, match=r"the bucket none at 127.*NoSuchBucket"):
         sink_of(s3_server, "none").check()
 
 
-def test_a_store_that_is_down_at_the_start_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_start_succeeds_while_the_store_is_down(caplog: pytest.LogCaptureFixture) -> None:
     sink = S3("mail", endpoint=f"http://127.0.0.1:{free_port('127.0.0.1')}", **ACCESS)
     sink.prepare()
     assert "Connection refused; messages get 451 until it answers" in caplog.text
-    sink.prepare()  # the server does it again, in its loop
+    sink.prepare()  # the server calls it again, in its event loop
     assert caplog.text.count("messages get 451 until it answers") == 1
     assert "hunter2" not in caplog.text
 
 
-def test_a_ca_file_that_cannot_be_read_is_an_error_of_the_start(tmp_path: Path) -> None:
+def test_an_unreadable_ca_file_is_an_error_at_the_start(tmp_path: Path) -> None:
     sink = S3("mail", endpoint="https://127.0.0.1", ca_file=str(tmp_path / "none"), **ACCESS)
     with pytest.raises(CannotCreateError, match="No such file"):
         sink.check()
@@ -140,7 +140,7 @@ def test_a_ca_file_that_cannot_be_read_is_an_error_of_the_start(tmp_path: Path) 
 
 @pytest.mark.peers
 @on_both_loops
-def test_a_daemon_that_is_killed_loses_nothing_and_stores_nothing_twice(
+def test_a_killed_daemon_loses_nothing_and_stores_nothing_twice(
     s3_server: S3Server, tmp_path: Path, loop: str
 ) -> None:
     (tmp_path / "archive.py").write_text(
@@ -173,7 +173,7 @@ def test_a_bad_value_is_an_error_that_shows_no_secret(options: Any, message: str
     assert "hunter2" not in str(caught.value)
 
 
-def test_it_serves_stock_aiosmtpd(s3_server: S3Server) -> None:
+def test_it_runs_under_aiosmtpd(s3_server: S3Server) -> None:
     with client_of_aiosmtpd(sink_of(s3_server)) as client:
         client.sendmail("a@example.com", ["b@example.com"], CONTENT)
     ((content, _),) = s3_server.objects().values()

@@ -1,4 +1,4 @@
-"""S3 when the store refuses, sends garbage, says nothing, is down, or comes back."""
+"""S3 with a store that refuses, sends garbage, hangs, is down, or returns."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sink_at(url: str, **options: Any) -> S3:
     return S3("mail", endpoint=url, **{**ACCESS, **options})
 
 
-async def test_a_bucket_that_is_gone_takes_no_message(
+async def test_a_deleted_bucket_accepts_no_message(
     s3_server: S3Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with closing(S3("gone", endpoint=s3_server.url, **ACCESS)) as sink:
@@ -44,7 +44,7 @@ async def test_a_bucket_that_is_gone_takes_no_message(
 @pytest.mark.parametrize(
     ("status", "reply"), [(400, NOT_TAKEN), (403, NOT_TAKEN), (500, DOWN), (503, DOWN)]
 )
-async def test_no_status_refuses_a_message_for_good(status: int, reply: str) -> None:
+async def test_no_status_refuses_a_message_permanently(status: int, reply: str) -> None:
     async with running(App()) as app:
         app.status = status
         app.text = "<Error><Code>SlowDown</Code><Message>hunter2</Message></Error>"
@@ -54,7 +54,7 @@ async def test_no_status_refuses_a_message_for_good(status: int, reply: str) -> 
 
 
 @pytest.mark.parametrize("status", [409, 412])
-async def test_an_object_that_is_said_to_be_there_and_is_not_is_not_taken_for_granted(
+async def test_an_object_that_is_reported_to_exist_is_verified(
     status: int,
 ) -> None:
     async with running(App()) as app:
@@ -123,7 +123,7 @@ async def test_the_store_is_used_again_when_it_is_back(monkeypatch: pytest.Monke
             assert sink.status.down_since is None
 
 
-def test_the_start_makes_no_thread_which_would_not_survive_a_fork(s3_server: S3Server) -> None:
+def test_the_start_creates_no_thread(s3_server: S3Server) -> None:
     proc()
     script = f"""
 import os

@@ -1,4 +1,4 @@
-"""Slots: never more are taken than there are, and none is lost."""
+"""Slots: the number of slots is never exceeded, and none is lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from smtpd_fork.sinks.slots import Slots
 
 
-async def test_a_slot_that_is_given_back_goes_to_whoever_waits_longest() -> None:
+async def test_a_released_slot_goes_to_the_longest_waiting_task() -> None:
     slots = Slots(1)
     assert await slots.acquire(1)
     order = []
@@ -28,7 +28,7 @@ async def test_a_slot_that_is_given_back_goes_to_whoever_waits_longest() -> None
     assert slots._free == 1
 
 
-async def test_a_wait_has_an_end() -> None:
+async def test_the_wait_has_a_timeout() -> None:
     slots = Slots(1)
     assert await slots.acquire(1)
     assert not await slots.acquire(0.01)
@@ -36,19 +36,19 @@ async def test_a_wait_has_an_end() -> None:
     assert await slots.acquire(1)
 
 
-async def test_a_slot_that_was_given_to_one_who_gave_up_goes_back() -> None:
+async def test_a_slot_granted_to_a_cancelled_task_is_released() -> None:
     slots = Slots(1)
     assert await slots.acquire(1)
     task = asyncio.create_task(slots.acquire(10))
     await asyncio.sleep(0)
-    slots.release()  # it is the task's
+    slots.release()  # the slot is granted to the task
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert slots._free == 1
 
 
-async def test_a_loop_that_is_closed_is_given_no_slot() -> None:
+async def test_a_closed_event_loop_gets_no_slot() -> None:
     slots = Slots(1)
     assert await slots.acquire(1)
     loops: list[asyncio.AbstractEventLoop] = []
@@ -58,7 +58,7 @@ async def test_a_loop_that_is_closed_is_given_no_slot() -> None:
         loops.append(loop)
         waiting = loop.create_task(slots.acquire(10))
         loop.run_until_complete(asyncio.sleep(0))
-        # As a program that ends its loop without an end of its tasks.
+        # As in a program that closes its loop without ending its tasks.
         slots._waiting.append((loop, loop.create_future()))
         waiting.cancel()
         loop.run_until_complete(asyncio.gather(waiting, return_exceptions=True))

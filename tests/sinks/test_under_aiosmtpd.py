@@ -1,4 +1,4 @@
-"""A sink that fails under stock aiosmtpd, which answers 500 for what it does not expect."""
+"""A sink that fails under aiosmtpd, which answers 500 after an unexpected error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Faulty(Sink):
-    """Raises what it is given, or returns it."""
+    """A sink that raises an exception, or returns a value."""
 
     def __init__(self, result: Any) -> None:
         self.result = result
@@ -29,7 +29,7 @@ class Faulty(Sink):
 @pytest.mark.parametrize(
     "result", [RuntimeError("password=hunter2"), TimeoutError(), ["250 Ok"] * 7, None, 250]
 )
-def test_unknown_is_temporary_under_aiosmtpd_and_the_client_does_not_get_the_reason(
+def test_an_unexpected_error_is_temporary_under_aiosmtpd_and_its_text_is_not_sent(
     result: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR)

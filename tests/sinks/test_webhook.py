@@ -1,4 +1,4 @@
-"""The webhook: 250 means that the application answered 2xx; whatever else happens is 451."""
+"""The webhook: 250 means that the application has answered 2xx; all else gets 451."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 KEY = base64.b64decode(SECRET.removeprefix("whsec_"))
 
-# -- what is sent ------------------------------------------------------------------------------
+# -- requests ----------------------------------------------------------------------------------
 
 
 async def test_an_application_gets_the_message_and_the_envelope_and_can_verify_both() -> None:
@@ -66,7 +66,7 @@ async def test_an_application_gets_the_message_and_the_envelope_and_can_verify_b
     assert headers["webhook-signature"] == f"v1,{digest}"
 
 
-async def test_an_application_learns_where_a_trusted_host_had_the_message_of() -> None:
+async def test_the_application_gets_the_origin_from_a_trusted_host() -> None:
     options = {"xforward_trust": ["127.0.0.1"]}
     async with running(App()) as app, closing(Webhook(app.url, format="json")) as sink:
         async with serve(sink, **options) as server:
@@ -151,13 +151,13 @@ async def test_tls_is_verified_with_the_named_ca(certificates: Certificates) -> 
     assert len(app.requests) == 1
 
 
-async def test_a_ca_file_that_cannot_be_read_loses_no_message(tmp_path: Path) -> None:
+async def test_an_unreadable_ca_file_loses_no_message(tmp_path: Path) -> None:
     async with closing(Webhook("https://127.0.0.1/", ca_file=str(tmp_path / "none"))) as sink:
         assert await sink.deliver(mail()) == DOWN
         assert "No such file" in sink.status.reason
 
 
-def test_a_ca_file_that_cannot_be_read_is_an_error_of_check(tmp_path: Path) -> None:
+def test_check_reports_an_unreadable_ca_file(tmp_path: Path) -> None:
     sink = Webhook("https://127.0.0.1/", ca_file=str(tmp_path / "none"))
     with pytest.raises(CannotCreateError, match=r"ca-file .*none: .*No such file"):
         sink.check()
@@ -168,7 +168,7 @@ def test_a_ca_file_that_cannot_be_read_is_an_error_of_check(tmp_path: Path) -> N
 # -- recipients --------------------------------------------------------------------------------
 
 
-async def test_recipients_for_whom_a_header_has_no_space_get_452_and_go_next() -> None:
+async def test_recipients_that_do_not_fit_into_the_header_get_452_and_are_sent_next() -> None:
     names = [f"{'x' * 200}{number}@example.com" for number in range(60)]
     async with running(App()) as app, closing(Webhook(app.url)) as sink:
         async with serve(sink) as server, await Client.to(server.addresses[0]) as client:
@@ -188,14 +188,14 @@ async def test_recipients_for_whom_a_header_has_no_space_get_452_and_go_next() -
     assert len(found) == 3
 
 
-async def test_json_has_space_for_all_recipients() -> None:
+async def test_with_json_all_recipients_fit() -> None:
     names = [f"{'x' * 60}{number}@example.com" for number in range(1000)]
     async with running(App()) as app, closing(Webhook(app.url, format="json")) as sink:
         assert await sink.deliver(mail(CONTENT, *names)) == DELIVERED
     assert json.loads(app.requests[0].body)["recipients"] == names
 
 
-async def test_another_handlers_many_recipients_are_not_lost() -> None:
+async def test_many_recipients_of_another_handler_are_not_lost() -> None:
     names = [f"{'x' * 60}{number}@example.com" for number in range(1000)]
     async with running(App()) as app, closing(Webhook(app.url)) as sink:
         assert await sink.deliver(mail(CONTENT, *names)) == NOT_TAKEN
@@ -206,7 +206,7 @@ async def test_another_handlers_many_recipients_are_not_lost() -> None:
 
 
 @pytest.mark.parametrize("form", ["raw", "json"])
-async def test_a_large_message_arrives_whole_and_nothing_blocks_the_loop(form: Any) -> None:
+async def test_a_large_message_arrives_whole_without_blocking_the_event_loop(form: Any) -> None:
     content = large(25_000_000)
     digest = hashlib.sha256(TRACE + content).digest()
     async with running(App()) as app:
@@ -224,7 +224,7 @@ async def test_a_large_message_arrives_whole_and_nothing_blocks_the_loop(form: A
 
 
 @pytest.mark.parametrize("form", ["raw", "json"])
-async def test_a_large_message_is_in_memory_once(form: Any) -> None:
+async def test_a_large_message_is_in_memory_only_once(form: Any) -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
     async def application(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -245,7 +245,7 @@ async def test_a_large_message_is_in_memory_once(form: Any) -> None:
                 peak = tracemalloc.get_traced_memory()[1]
             finally:
                 tracemalloc.stop()
-    assert peak < 0.6 * len(each.content)  # besides the message itself
+    assert peak < 0.6 * len(each.content)  # in addition to the message itself
 
 
 # -- settings, libraries, aiosmtpd -------------------------------------------------------------
@@ -292,7 +292,7 @@ web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None)
 """
 
 
-def test_it_serves_stock_aiosmtpd() -> None:
+def test_it_runs_under_aiosmtpd() -> None:
     port = free_port("127.0.0.1")
     command = [sys.executable, "-u", "-c", APP, str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as app:

@@ -1,4 +1,4 @@
-"""The webhook when the application refuses, says nothing, is slow, is down, or comes back."""
+"""The webhook with an application that refuses, hangs, is slow, is down, or returns."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         (503, "451", "451"),
     ],
 )
-async def test_only_where_told_a_status_of_4xx_refuses_for_good(
+async def test_a_status_of_4xx_refuses_permanently_only_if_configured(
     status: int, reply: str, permanent: str
 ) -> None:
     async with running(App()) as app:
@@ -53,7 +53,7 @@ async def test_only_where_told_a_status_of_4xx_refuses_for_good(
     assert {each.path for each in app.requests} == {"/in"}  # no redirect was followed
 
 
-async def test_an_answer_of_a_megabyte_is_read_and_a_longer_one_is_none() -> None:
+async def test_an_answer_of_a_megabyte_is_read_and_a_longer_one_is_an_error() -> None:
     async with running(App()) as app, closing(Webhook(app.url)) as sink:
         app.text = "x" * webhook.LONGEST_ANSWER
         assert await sink.deliver(mail()) == DELIVERED
@@ -118,24 +118,24 @@ async def test_a_server_that_sends_the_request_back_shows_no_secret_in_the_log(
     ],
     ids=["silence", "no-end", "no-body"],
 )
-async def test_an_answer_without_its_end_is_none(behaviour: Behaviour) -> None:
+async def test_an_incomplete_answer_is_an_error(behaviour: Behaviour) -> None:
     async with raw_server(behaviour) as port:
         async with closing(Webhook(f"http://127.0.0.1:{port}/", timeout=0.2)) as sink:
             assert await sink.deliver(mail()) == DOWN
             assert sink.status.reason == "no answer within 0.2 s"
 
 
-async def test_endless_bodies_are_cut() -> None:
+async def test_endless_bodies_are_aborted() -> None:
     behaviour = says(_HEAD + b"\r\n", endless=b"x" * 65536)
     async with raw_server(behaviour) as port:
         async with closing(Webhook(f"http://127.0.0.1:{port}/")) as sink:
             assert await sink.deliver(mail()) == NOT_TAKEN
 
 
-# -- down, and up again ------------------------------------------------------------------------
+# -- outages -----------------------------------------------------------------------------------
 
 
-async def test_while_the_application_is_down_messages_get_451_at_once_and_its_return_is_seen(
+async def test_messages_get_451_immediately_while_the_application_is_down(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtpd_fork.sinks.server_sink.RETRY_SECONDS", 0.05)
@@ -173,7 +173,7 @@ async def test_the_log_has_the_client_the_queue_id_and_the_reason(
     assert record.__dict__["queue_id"] == "77-1-1"
 
 
-async def test_an_error_that_nobody_expects_loses_no_message(
+async def test_an_unexpected_error_loses_no_message(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(App()) as app, closing(Webhook(app.url)) as sink:
@@ -184,7 +184,7 @@ async def test_an_error_that_nobody_expects_loses_no_message(
         assert await sink.deliver(mail()) == DELIVERED
 
 
-async def test_connections_are_bounded_and_a_message_waits_no_longer_than_it_may() -> None:
+async def test_connections_and_the_wait_for_them_are_limited() -> None:
     released = asyncio.Event()
     async with running(App()) as app:
         app.before = released.wait
@@ -208,7 +208,7 @@ async def test_an_application_that_restarts_between_two_messages_gets_both() -> 
                 assert len(app.requests) == 1
 
 
-async def test_a_message_that_is_given_up_leaves_nothing_behind() -> None:
+async def test_a_cancelled_message_leaves_nothing_behind() -> None:
     async with running(App()) as app:
         released = asyncio.Event()
         app.before = released.wait

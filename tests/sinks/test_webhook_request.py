@@ -42,7 +42,7 @@ def test_a_raw_body_is_the_message_below_its_trace(content: bytes) -> None:
 
 
 @given(contents)
-def test_a_json_body_holds_every_byte_of_the_message(content: bytes) -> None:
+def test_a_json_body_contains_every_byte_of_the_message(content: bytes) -> None:
     each = mail(content)
     body = Body.json(each, "key")
     found = json.loads(read(body))
@@ -51,7 +51,7 @@ def test_a_json_body_holds_every_byte_of_the_message(content: bytes) -> None:
 
 
 @given(st.lists(st.binary(max_size=40), max_size=5), st.integers(1, 7))
-def test_pieces_are_of_one_size_and_together_are_the_message(parts: list[bytes], n: int) -> None:
+def test_pieces_have_the_same_size_and_are_the_whole_message(parts: list[bytes], n: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mail_json, "PIECE_BYTES", 3 * n)
         found = [bytes(piece) for piece in pieces(*parts)]
@@ -86,7 +86,7 @@ def test_the_json_schema_is_as_documented() -> None:
     }
 
 
-def test_the_origin_of_a_message_is_beside_its_client() -> None:
+def test_the_json_object_has_the_origin_of_a_message() -> None:
     named = {"ADDR": "2001:db8::7", "PORT": "25", "HELO": "hé", "IDENT": "B77", "SOURCE": "REMOTE"}
     each = mail(CONTENT, client=MailClient(("192.0.2.7", 4711)), xforward=named)
     found: dict[str, Any] = json.loads(envelope_json(each, "k"))
@@ -127,14 +127,14 @@ def test_fields_are_printable_ascii_whatever_the_client_says(sender: str, helo: 
     json.loads(envelope_json(each, "k"))
 
 
-def test_a_comma_in_an_address_does_not_make_two_of_it() -> None:
+def test_a_comma_in_an_address_is_encoded() -> None:
     assert addresses(['"a, b"@example.com', "c%d@example.com", "ü@example.com"]) == (
         "%22a%2C%20b%22@example.com, c%25d@example.com, %C3%BC@example.com"
     )
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=100))
-async def test_the_signature_is_the_one_that_the_standards_library_verifies(text: str) -> None:
+async def test_the_standards_library_verifies_the_signature(text: str) -> None:
     body = Body.json(mail(text.encode()), "k")
     now = int(datetime.now(UTC).timestamp())
     fields = await signature_fields("k", now, body, read_secrets(SECRET))
@@ -151,7 +151,7 @@ async def test_during_a_change_of_keys_the_request_is_signed_with_both() -> None
         assert Standard(secret).verify(read(body), fields)
 
 
-async def test_a_large_message_is_signed_as_a_small_one() -> None:
+async def test_a_large_message_is_signed_like_a_small_one() -> None:
     body = Body.raw(mail(large(1_000_000)))
     fields = await signature_fields("k", 1, body, [b"secret"])
     digest = hmac.new(b"secret", b"k.1." + read(body), hashlib.sha256).digest()
@@ -161,12 +161,12 @@ async def test_a_large_message_is_signed_as_a_small_one() -> None:
 @pytest.mark.parametrize(
     "text", ["hunter2", "whsec_", "whsec_*", "whsec_MfKQ", f"{SECRET} hunter2", SECRET + "A"]
 )
-def test_a_secret_that_cannot_be_read_is_an_error(text: str) -> None:
+def test_an_invalid_secret_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="whsec_ and 24 to 64"):
         read_secrets(text)
 
 
-async def test_a_part_of_the_recipients_has_a_key_of_its_own() -> None:
+async def test_a_subset_of_the_recipients_has_its_own_key() -> None:
     whole = mail(CONTENT, "b@example.com", "c@example.com")
     one, other = (whole.to([each]) for each in whole.recipients)
     keys = {await delivery_key(each) for each in (whole, one, other)}
@@ -175,7 +175,7 @@ async def test_a_part_of_the_recipients_has_a_key_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("field", [b"A:\r\n", b"Received: x\r\n" + b" y\r\n" * 9])
-def test_a_list_of_the_header_is_bounded_however_many_fields_there_are(field: bytes) -> None:
+def test_the_list_of_header_fields_is_bounded(field: bytes) -> None:
     found = header_list(field * 1_000_000)
     assert 0 < len(found) <= 1000
     assert found == header_list(field * 1000)[: len(found)]

@@ -1,4 +1,4 @@
-"""The workers of examples/: each gets the messages of its sink; a killed one loses none."""
+"""The workers in examples/: each processes the messages of its sink; a kill loses none."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def process(directory, key, *rest):
 worker.process = process
 worker.main()
 """
-"""Runs a worker that hangs in the middle of its work."""
+"""A program that runs a worker, and hangs while it processes a message."""
 
 FAILS = HANGS.replace('print("begun " + key, flush=True)', "raise ValueError(key)")
 
@@ -94,7 +94,7 @@ def deliver(handler: str, cwd: Path, count: int = 3) -> None:
 
 
 def stored(directory: Path, count: int = 3) -> list[bytes]:
-    """Wait until a worker has written that many messages; return their last lines."""
+    """Wait until a worker has written a number of messages; return their last lines."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         found = [path for path in directory.glob("*.eml") if not path.name.startswith(".")]
@@ -108,7 +108,7 @@ ALL = [b"%d\r\n\r\nhello\r\n" % number for number in range(3)]
 
 
 @peers
-def test_a_worker_of_redis_that_is_killed_loses_no_message(tmp_path: Path) -> None:
+def test_a_killed_redis_worker_loses_no_message(tmp_path: Path) -> None:
     with RedisServer() as server:
         deliver(f"redis:{server.url},stream=post", tmp_path)
         arguments = (server.url, "post", tmp_path / "out", "0.2")
@@ -121,7 +121,7 @@ def test_a_worker_of_redis_that_is_killed_loses_no_message(tmp_path: Path) -> No
 
 
 @peers
-def test_a_message_that_no_worker_of_redis_can_process_is_put_aside(tmp_path: Path) -> None:
+def test_a_message_that_no_redis_worker_can_process_is_set_aside(tmp_path: Path) -> None:
     with RedisServer() as server:
         deliver(f"redis:{server.url},stream=post", tmp_path)
         command = [sys.executable, "-c", FAILS.format(name="redis_worker")]
@@ -132,7 +132,7 @@ def test_a_message_that_no_worker_of_redis_can_process_is_put_aside(tmp_path: Pa
 
 
 @peers
-def test_a_worker_of_redis_goes_on_when_redis_is_back(tmp_path: Path) -> None:
+def test_a_redis_worker_continues_when_redis_is_back(tmp_path: Path) -> None:
     with RedisServer("--appendonly", "yes", "--appendfsync", "always") as server:
         with worker("redis_worker", server.url, "post", tmp_path / "out", "1"):
             deliver(f"redis:{server.url},stream=post", tmp_path, count=1)
@@ -144,7 +144,7 @@ def test_a_worker_of_redis_goes_on_when_redis_is_back(tmp_path: Path) -> None:
 
 
 @peers
-def test_a_worker_of_nats_that_is_killed_loses_no_message(tmp_path: Path) -> None:
+def test_a_killed_nats_worker_loses_no_message(tmp_path: Path) -> None:
     with NatsServer() as server:
         arguments = (server.url, "post", tmp_path / "out", "1")
         with worker("nats_worker", *arguments):  # creates the stream
@@ -159,7 +159,7 @@ def test_a_worker_of_nats_that_is_killed_loses_no_message(tmp_path: Path) -> Non
                 time.sleep(0.01)
 
 
-def test_a_worker_of_s3_that_is_killed_loses_no_message(tmp_path: Path) -> None:
+def test_a_killed_s3_worker_loses_no_message(tmp_path: Path) -> None:
     server = S3Server()
     try:
         access = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
@@ -180,7 +180,7 @@ def test_a_worker_of_s3_that_is_killed_loses_no_message(tmp_path: Path) -> None:
 
 @pytest.fixture
 def receiver(tmp_path: Path) -> Iterator[str]:
-    """The receiver of webhooks; its URL."""
+    """Run the webhook receiver; yield its URL."""
     port = free_port("127.0.0.1")
     with worker("webhook_receiver", f"127.0.0.1:{port}", tmp_path / "out", WEBHOOK_SECRET=SECRET):
         url = f"http://127.0.0.1:{port}/"
@@ -201,7 +201,7 @@ def post(url: str, body: bytes, headers: dict[str, str]) -> int:
         return int(answer.status)
 
 
-def test_the_receiver_of_webhooks_stores_each_message_once(receiver: str, tmp_path: Path) -> None:
+def test_the_webhook_receiver_stores_each_message_once(receiver: str, tmp_path: Path) -> None:
     handler = f"webhook:{receiver},secret={SECRET}"
     deliver(handler, tmp_path)
     deliver(handler, tmp_path)
@@ -211,14 +211,14 @@ def test_the_receiver_of_webhooks_stores_each_message_once(receiver: str, tmp_pa
 
 @peers
 @on_both_loops
-def test_a_daemon_that_is_killed_loses_no_webhook(receiver: str, tmp_path: Path, loop: str) -> None:
+def test_a_killed_daemon_loses_no_webhook(receiver: str, tmp_path: Path, loop: str) -> None:
     handler = f"webhook:{receiver},secret={SECRET}"
     names = deliver_and_kill("--handler", handler, "--loop", loop, cwd=tmp_path)
     assert_once(names, [path.read_bytes() for path in (tmp_path / "out").glob("*.eml")])
 
 
 @pytest.mark.parametrize("fault", ["body", "key", "old", "future", "missing", "secret", None])
-def test_the_receiver_of_webhooks_takes_only_what_is_signed(
+def test_the_webhook_receiver_accepts_only_signed_requests(
     receiver: str, tmp_path: Path, fault: str | None
 ) -> None:
     now = int(time.time()) + {"old": -400, "future": 400}.get(fault or "", 0)
