@@ -45,6 +45,10 @@ __all__ = ["Milter"]
 
 log = logging.getLogger("smtpd_fork.milter")
 
+LONGEST_FIELD = 1 << 16
+"""Bytes of a header field: libmilter closes the connection at an event of more than 65,535 bytes
+(MILTER_MAX_DATA_SIZE). Postfix would cut the field, also in the message that it delivers."""
+
 MOST_CHANGED = 33_554_432
 """Bytes that a milter may change if messages have no maximum size; aiosmtpd's default limit."""
 
@@ -243,7 +247,7 @@ class Milter(ContentFilter):
         """Send a message to the milter, and do what it answers."""
         try:
             mail = self.mail_of(server, session, envelope)
-            parts = Parts(mail.content)
+            parts = Parts(mail.content, longest_field=LONGEST_FIELD)
             await milter_session.message(server, session, mail, parts)
             verdict, down, leading_space = (
                 milter_session.verdict,

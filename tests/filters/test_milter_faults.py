@@ -157,6 +157,20 @@ async def test_a_message_with_a_too_large_header_is_refused() -> None:
     assert len(kept.messages) == 1
 
 
+@pytest.mark.parametrize(
+    ("octets", "expected"), [(65_536, (250, "2.0.0")), (65_537, (552, "5.3.4"))]
+)
+async def test_a_field_that_libmilter_cannot_take_is_refused(
+    octets: int, expected: tuple[int, str]
+) -> None:
+    folded = "x\r\n " * 16_000
+    field = f"a:{folded}{'x' * (octets - 2 - len(folded) - 2)}\r\n"
+    milter = TestMilter()
+    async with door(milter) as (client, _):
+        assert await send(client, text=f"{field}\r\nx\r\n") == expected
+    assert all(len(data) <= 65_535 for data in milter.data(b"L"))
+
+
 chance = random.Random(7)
 
 

@@ -45,11 +45,12 @@ class _Field:
 class Parts:
     """The parts of a message.
 
+    :param longest_field: maximum bytes of a field
     :raises HeaderTooLargeError: the header is too large
     :ivar body: the index of the body
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, *, longest_field: int = MOST_HEADER_BYTES) -> None:
         self._content = content
         self._fields: list[_Field] = []  # with the changes so far
         self._named: dict[bytes, list[_Field]] = {}  # the same by name
@@ -61,6 +62,10 @@ class Parts:
         self._found = list(islice(fields(content, self._front, limit=limit), MOST_FIELDS + 1))
         self._end = end = self._found[-1].end if self._found else self._front
         if len(self._found) > MOST_FIELDS or end - self._front > MOST_HEADER_BYTES:
+            raise HeaderTooLargeError
+        if end - self._front > longest_field and any(
+            each.end - each.start > longest_field for each in self._found
+        ):
             raise HeaderTooLargeError
         empty = 2 if content.startswith(b"\r\n", end) else content.startswith(b"\n", end)
         self.body = end + empty
