@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
@@ -35,6 +36,8 @@ class ProcessSettings(RunTimeChanges):
         self._config = config
         self._of = config.processes
         self._running = None
+        self._reloaded = -math.inf
+        """Time at which the last reload began, by the loop's clock."""
 
     @property
     @abstractmethod
@@ -52,7 +55,9 @@ class ProcessSettings(RunTimeChanges):
         return self.gate.limits
 
     def send_changes(self, process: ServingProcess) -> None:
-        """Send the changes made at run time to a process that has just started."""
+        """Send the changes made since then to a process that has just started."""
+        if process.began < self._reloaded:  # it may have read the settings before they changed
+            process.notify("reload", "a reload during the start")
         if self.gate.paused:
             process.notify("pause", True)
         if self.changed_limits:
@@ -67,13 +72,14 @@ class ProcessSettings(RunTimeChanges):
         :raises SmtpdForkError: a process cannot use the settings; if it is the first one, nothing
             has changed
         """
+        self._reloaded = asyncio.get_running_loop().time()
         limits = await asyncio.to_thread(limits_of, config)
         lines: list[str] = []
         for number, process in enumerate(self.current):
             try:
                 changes = await process.ask("reload", by)
             except ChannelClosedError:
-                continue  # it has ended; its replacement reads the new settings
+                continue  # it has ended; see send_changes for its replacement
             except RequestError as error:
                 where = f"{process}: " if number else ""
                 raise ProcessError(f"{where}{error.text}", error.status or 0) from None

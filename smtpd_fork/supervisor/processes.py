@@ -129,6 +129,8 @@ class Processes(ProcessSettings):
         """Make all processes accept clients."""
         for listener in self.listeners:
             log.info("listening on %s", listener.described, extra={"address": str(listener)})
+        for process in self.current:
+            self.send_changes(process)
         for keeper in self._keepers:
             keeper.serve()
 

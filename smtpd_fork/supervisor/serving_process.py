@@ -91,10 +91,12 @@ class ServingProcess:
     :ivar nodes: its name as a node, which shares limits; empty until its first message
     """
 
-    def __init__(self, number: int, process: asyncio.subprocess.Process, channel: Channel) -> None:
+    def __init__(
+        self, number: int, process: asyncio.subprocess.Process, channel: Channel, began: float
+    ) -> None:
         self.number = number
         self.pid = process.pid
-        self.began = asyncio.get_running_loop().time()
+        self.began = began
         self.sessions = 0
         self.leaving = False
         self.nodes: set[str] = set()
@@ -115,6 +117,7 @@ class ServingProcess:
         :raises ProcessError: the process has failed to start
         :raises OperatingSystemError: the system has no resources for a process
         """
+        began = asyncio.get_running_loop().time()
         try:
             handed = HandedDenials(start.denials)
             handover, its_handover = socket.socketpair()
@@ -125,7 +128,7 @@ class ServingProcess:
             with its_handover, its_channel:
                 process = await _spawn(number, start, its_handover, its_channel, handed.descriptor)
             try:
-                found = cls(number, process, Channel(channel))
+                found = cls(number, process, Channel(channel), began)
                 found._channel.answer = partial(start.answer, found)
                 await found._channel.start()
                 await _until_ready(handover, process)

@@ -142,6 +142,23 @@ def test_a_process_that_keeps_crashing_is_restarted_at_growing_intervals(tmp_pat
         children(daemon, 3)
 
 
+def test_a_process_that_starts_during_a_reload_gets_the_new_settings(tmp_path: Path) -> None:
+    config = tmp_path / "conf.toml"
+    config.write_text('hostname = "old.example.com"\n')
+    (tmp_path / "slow.py").write_text(SLOW)
+    options = (*TWO[:2], "--processes", "2", "--handler", "slow:Handler", "-c", "2", *CONTROL)
+    with Daemon(*options, "--config", str(config), cwd=tmp_path) as daemon:
+        (tmp_path / "wait").touch()
+        os.kill(children(daemon)[0], signal.SIGKILL)
+        until((tmp_path / "starts").exists, "another one starts")
+        config.write_text('hostname = "new.example.com"\n')
+        says(tmp_path, "reload")
+        (tmp_path / "wait").unlink()
+        another = children(daemon, 3)[2]
+        daemon.wait_for(rf"\[{another}\]: INFO .*hostname old.example.com -> new.example.com")
+        daemon.deliver()
+
+
 CRASHING = """
 import os
 
@@ -210,7 +227,8 @@ import time
 if os.path.exists("wait"):
     pathlib.Path("new").write_text(str(os.getpid()))
     os.rename("new", "starts")
-    time.sleep(60)
+    while os.path.exists("wait"):
+        time.sleep(0.01)
 
 
 class Handler:
