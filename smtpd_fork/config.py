@@ -165,8 +165,8 @@ class Config(TlsConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_message_size: Size = 1 << 25
     """Maximum size of a message; 0 is no limit. The default, 32 MiB, is aiosmtpd's."""
     timeout: Seconds = 300.0
-    """Time for a client to begin its next command (RFC 5321 4.5.3.2.7 requires five minutes), and,
-    but at most 60 s, to complete a command after its first byte."""
+    """Time for a client to begin its next command (RFC 5321 4.5.3.2.7 requires five minutes). A
+    command that has begun must be complete within the same time, at most 60 s."""
     stress_timeout: SecondsOrZero = 10.0
     """Replaces ``timeout``, ``data_timeout`` and ``tls_handshake_timeout`` while three quarters of
     the connection slots are in use. While clients wait for a slot, it is also the longest time that

@@ -118,11 +118,8 @@ class Dialogue(Struct, eq=False):
     count_error, count_noop = error_limits.count_error, error_limits.count_noop
     count_reject, invalid_command = error_limits.count_reject, error_limits.invalid_command
     update_state, set_rows = handler_changes.update_state, handler_changes.set_rows
-    report, report_failure, log_fields = (
-        client_log.report,
-        client_log.report_failure,
-        client_log.log_fields,
-    )
+    report, report_failure = client_log.report, client_log.report_failure
+    log_fields = client_log.log_fields
 
     # -- the client ----------------------------------------------------------------------------
 
