@@ -1,4 +1,4 @@
-"""Settings: the keywords of Server, for type checkers. Made by ``make papers`` of Config."""
+"""Settings: the keywords of Server, for type checkers; ``make papers`` generates this file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["GateSettings", "Settings"]
 
 
 class GateSettings(TypedDict, total=False):
-    """The limits of a gate by name, as :class:`smtpd_fork.Limits` reads them."""
+    """The limits of a gate by name, for :class:`smtpd_fork.Limits`."""
 
     limit_connections: int | None
     max_from_ip: int | None
@@ -33,7 +33,7 @@ class GateSettings(TypedDict, total=False):
 
 
 class Settings(GateSettings, total=False):
-    """The settings by name, as :meth:`smtpd_fork.Config.build` reads them; None is the default.
+    """The settings by name, for :meth:`smtpd_fork.Config.build`; None means the default.
 
     :class:`smtpd_fork.Config` documents them.
     """

@@ -71,13 +71,13 @@ def _next_state(row: Command, state: State) -> State | None:
 
 
 _OTHER_TRANSITIONS = """\
-    DATA --> DELIVERY: its end
-    CHUNK --> DELIVERY: its end
-    CHUNK --> CHUNKS: not the last
-    DELIVERY --> READY: the handler's answer
-    EXCHANGE --> READY: the last answer
-    HANDSHAKE --> HELLO: TLS
-    HANDSHAKE --> BARRED: handle_STARTTLS says no
+    DATA --> DELIVERY: end of the message
+    CHUNK --> DELIVERY: end of the last chunk
+    CHUNK --> CHUNKS: end of another chunk
+    DELIVERY --> READY: answer of the handler
+    EXCHANGE --> READY: end of AUTH
+    HANDSHAKE --> HELLO: TLS is active
+    HANDSHAKE --> BARRED: handle_STARTTLS refuses
     LEAVING --> [*]
 ```
 """
@@ -216,7 +216,7 @@ def _comment(text: str) -> str:
 
 
 _SETTINGS_HEAD = '''\
-"""Settings: the keywords of Server, for type checkers. Made by ``make papers`` of Config."""
+"""Settings: the keywords of Server, for type checkers; ``make papers`` generates this file."""
 
 from __future__ import annotations
 
@@ -231,14 +231,14 @@ __all__ = ["GateSettings", "Settings"]
 
 
 class GateSettings(TypedDict, total=False):
-    """The limits of a gate by name, as :class:`smtpd_fork.Limits` reads them."""
+    """The limits of a gate by name, for :class:`smtpd_fork.Limits`."""
 
 '''
 
 _SERVER_HEAD = '''
 
 class Settings(GateSettings, total=False):
-    """The settings by name, as :meth:`smtpd_fork.Config.build` reads them; None is the default.
+    """The settings by name, for :meth:`smtpd_fork.Config.build`; None means the default.
 
     :class:`smtpd_fork.Config` documents them.
     """

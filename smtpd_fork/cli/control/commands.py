@@ -156,7 +156,7 @@ def _wanted(changes: Sequence[str]) -> dict[str, list[str]]:
 def _reload(connection: Connection, *, as_json: bool) -> None:
     """Reload the configuration and its files, as SIGHUP does, and print the changes.
 
-    There is one line for each changed setting; it says so if a setting needs a restart. If the
+    There is one line for each changed setting, with a note if the change needs a restart. If the
     reload fails, the previous settings stay in force, and the exit status is that of a start with
     the same error.
     """
@@ -189,8 +189,8 @@ def _deny(
 
     NET is 192.0.2.0/24, 2001:db8::/32 or an address; TEXT is the text of the reply. NET is added to
     the lists of --deny until a restart; a reload or an upgrade keeps it. In a fleet it applies to
-    all nodes, and outlives restarts. Of all denied and allowed networks around an address, the
-    smallest decides. Open sessions continue: end them with `kick NET`. Without NET, list the
+    all nodes, also after restarts. Of all denied and allowed networks that contain an address, the
+    smallest applies. Open sessions continue: end them with `kick NET`. Without NET, list the
     networks denied at run time, with the time left.
     """
     if network is None:
