@@ -159,8 +159,8 @@ class Serving:
     def _stop_signal(self, number: signal.Signals) -> None:
         """Stop gracefully, or immediately at the second signal.
 
-        Under a supervisor a second signal is ignored: the supervisor orders the stop as well after
-        the service manager has signalled all processes.
+        Under a supervisor, a second stop is ignored: the service manager may signal all processes,
+        and the supervisor then orders the stop as well.
         """
         if self._resources.supervised is None or not self._stop_received:
             self._stop_by("signal", number)

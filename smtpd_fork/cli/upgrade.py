@@ -44,7 +44,7 @@ STEP_SECONDS = 75.0
 the supervisor reports the error of a process that fails before this time is over."""
 
 END_SECONDS = 5.0
-"""Time for a new process that failed to end, before it is killed."""
+"""Time for a failed new process to end; then it is killed."""
 
 
 class State(Enum):
