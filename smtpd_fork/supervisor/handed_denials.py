@@ -43,7 +43,11 @@ class HandedDenials:
     def __init__(self, denials: Denials) -> None:
         self._denials = denials
         self.descriptor = os.memfd_create("smtpd-fork denials")
-        self.write()
+        try:
+            self.write()
+        except OSError:
+            os.close(self.descriptor)
+            raise
 
     def write(self) -> None:
         """Replace the content by the current denials."""

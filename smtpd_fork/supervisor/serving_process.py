@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -118,18 +118,20 @@ class ServingProcess:
         :raises OperatingSystemError: the system has no resources for a process
         """
         began = asyncio.get_running_loop().time()
-        try:
-            handed = HandedDenials(start.denials)
-            handover, its_handover = socket.socketpair()
-            channel, its_channel = socket.socketpair()
-        except OSError as error:
-            raise OperatingSystemError(f"cannot start a process: {error.strerror}") from None
-        try:
-            with its_handover, its_channel:
-                process = await _spawn(number, start, its_handover, its_channel, handed.descriptor)
+        with ExitStack() as stack:
             try:
-                found = cls(number, process, Channel(channel), began)
-                found._channel.answer = partial(start.answer, found)
+                handed = stack.enter_context(HandedDenials(start.denials))
+                handover, its_handover = map(stack.enter_context, socket.socketpair())
+                ours, its_channel = map(stack.enter_context, socket.socketpair())
+                process = await _spawn(number, start, its_handover, its_channel, handed.descriptor)
+            except OSError as error:
+                raise OperatingSystemError(f"cannot start a process: {error.strerror}") from None
+            its_handover.close()
+            its_channel.close()
+            found = cls(number, process, Channel(ours), began)
+            found._channel.answer = partial(start.answer, found)
+            stack.callback(found._channel.close)
+            try:
                 await found._channel.start()
                 await _until_ready(handover, process)
             except BaseException:
@@ -137,11 +139,7 @@ class ServingProcess:
                     process.kill()  # it has no sessions
                 await asyncio.shield(process.wait())
                 raise
-        except BaseException:
-            handover.close()
-            channel.close()
-            handed.__exit__()
-            raise
+            stack.pop_all()
         found._before_serving = handover, handed
         return found
 
@@ -245,8 +243,6 @@ async def _spawn(
             stderr=ready.fileno(),
             pass_fds=handover.descriptors,
         )
-    except OSError as error:
-        raise OperatingSystemError(f"cannot start a process: {error.strerror}") from None
     finally:
         os.close(stderr)
 
