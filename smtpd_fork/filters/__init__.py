@@ -1,4 +1,4 @@
-"""Filters: handlers that either refuse a command or leave it to the handlers behind them.
+"""Filters: handlers that either refuse a command or leave it to the later handlers of the chain.
 
 A class that needs an optional library, or many modules of the package, is imported on first use.
 """

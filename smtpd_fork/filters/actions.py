@@ -85,7 +85,7 @@ def parse_action(text: str, *, client: bool = False) -> str:
 def _reply(text: str, usual: tuple[str, str, str]) -> str:
     """Return the reply of REJECT or DEFER.
 
-    :param text: the text behind the word; it may begin with a code or an enhanced status code
+    :param text: the text after the word; it may begin with a code or an enhanced status code
     :param usual: code, enhanced status code and text to use where *text* has none
     """
     code, status, words = usual

@@ -21,11 +21,11 @@ class Filter:
     It also runs under aiosmtpd, like any handler.
 
     :cvar controls_relaying: whether the filter refuses recipients that a client may not send to, so
-        that a relay behind it is not an open relay; a handler of any class may set it
+        that a later relay in the chain is not an open relay; a handler of any class may set it
     :cvar quarantines: whether the chain needs a sink with ``quarantine = true``, so that a chain
         without one is an error; a handler of any class may set it
     :cvar redirects: whether a 2yz reply of ``handle_RCPT`` means that the filter has added other
-        addresses to ``envelope.rcpt_tos``; the handlers behind it are then called for each of these
+        addresses to ``envelope.rcpt_tos``; the later handlers are then called for each of these
     :cvar gives_marks: whether the filter may add scores or tags; ``smtpd-fork check`` uses it
     """
 
@@ -48,7 +48,7 @@ class Filter:
         return Request(self._request_counts)
 
     def count_with(self, counts: AnswerCounts) -> None:
-        """Have requests be counted; of servers that share the filter, by the one that is last."""
+        """Set the counts of requests; if servers share the filter, the last call counts."""
         self._request_counts = counts
 
     def check(self) -> None:

@@ -2,8 +2,8 @@
 
 By default the milter gets all events at the end of the message, so that an idle session needs no
 connection to it. With ``stages`` it gets the client, its greeting, the sender and each recipient as
-they arrive, and can refuse them immediately. The handlers behind the filter, including other
-milters, get the message with the milter's changes.
+they arrive, and can refuse them immediately. The later handlers, including other milters, get the
+message with the milter's changes.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class Milter(ContentFilter):
     ) -> str:
         """Send events to the milter; return the reply that refuses a command, or an empty string.
 
-        :param sending: sends them
+        :param sending: the coroutine that sends them
         """
         with self._request(milter_session) as request:
             await sending
@@ -220,7 +220,7 @@ class Milter(ContentFilter):
 
     @contextmanager
     def _request(self, milter_session: MilterSession) -> Iterator[Request]:
-        """Count a request if anything is sent to the milter."""
+        """Count a request if an event is sent to the milter."""
         milter_session.asked = False
         with self.request() as request:
             try:
@@ -244,7 +244,7 @@ class Milter(ContentFilter):
         envelope: Envelope,
         milter_session: MilterSession,
     ) -> Any:
-        """Send a message to the milter, and do what it answers."""
+        """Send a message to the milter, and apply its verdict; return the answer of the hook."""
         try:
             mail = self.mail_of(server, session, envelope)
             parts = Parts(mail.content, longest_field=LONGEST_FIELD)

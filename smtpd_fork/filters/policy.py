@@ -195,9 +195,9 @@ class Policy(ContentFilter):
         return ""
 
     async def _action(self, question: bytes) -> Action:
-        """Return the answer of the server.
+        """Return the action in the server's answer.
 
-        :raises HopError: there is none
+        :raises HopError: the server does not answer, or its answer is not an action
         """
         text = await self._server.ask(question)
         action = parse_action(text)

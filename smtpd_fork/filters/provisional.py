@@ -1,4 +1,4 @@
-"""Provisional: an answer of a filter that depends on the answers of the handlers behind it."""
+"""Provisional: an answer of a filter that depends on the answers of later handlers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Asked: TypeAlias = Session | Envelope
 
 
 class Provisional(NamedTuple):
-    """An answer of a filter that depends on the answers of the handlers behind it.
+    """An answer of a filter that depends on the answers of later handlers.
 
     :ivar if_permitted: the 4yz reply to send unless a handler refuses permanently (Postfix's
         DEFER_IF_PERMIT), or an empty string
@@ -27,7 +27,7 @@ class Provisional(NamedTuple):
     def answer(self, status: Any) -> Any:
         """Return the final answer to the client.
 
-        :param status: the answer of the handlers behind; MISSING if none of them has answered
+        :param status: the answer of the later handlers; MISSING if none of them has answered
         """
         if status is not MISSING and status[:1] in {"5", b"5"}:
             return self.if_refused or status

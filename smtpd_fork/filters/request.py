@@ -1,4 +1,4 @@
-"""Request: a request of a filter to its program, measured and counted with its answer."""
+"""Request: measure a request of a filter to its program, and count it with its answer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Request"]
 
 
 class Request:
-    """A request, from the begin of a ``with`` block to its end.
+    """A context manager whose block is a request.
 
-    :param counts: of the filter; None: nothing is counted
-    :ivar answer: the reply that refuses; MISSING or empty: there is no objection. Until it is set
-        the program has failed
-    :ivar sent: set it to False, and nothing is counted: the program was not asked after all
+    :param counts: the counts of the filter; None: nothing is counted
+    :ivar answer: the reply that refuses; MISSING or empty if the program does not refuse. If it is
+        not set, the request counts as failed
+    :ivar sent: whether to count the request; set it to False if the program was not asked
     """
 
     __slots__ = ("_begun", "_counts", "answer", "sent")

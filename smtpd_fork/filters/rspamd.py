@@ -144,7 +144,7 @@ class Rspamd(ContentFilter):
         return request.answer
 
     async def _answer(self, server: Any, session: AnySession, envelope: Envelope) -> Any:
-        """Ask about a message, and do what the answer is."""
+        """Send a request about a message, and apply the answer; return the answer of the hook."""
         mail = self.mail_of(server, session, envelope)
         fields = list(request_fields(mail, session, server.hostname))
         try:
@@ -215,7 +215,7 @@ class Rspamd(ContentFilter):
 
 
 def _note_result(envelope: Envelope, answer: Answer, action: str) -> None:
-    """Store score, action and symbols for the handlers behind the filter."""
+    """Store score, action and symbols for the later handlers."""
     if answer.score:
         add_score(envelope, answer.score)
     if action in _TAGGED:

@@ -105,7 +105,7 @@ class Client(Opening):
             self._output.append(self._commands.pop(0))
 
     def receive(self, data: bytes) -> None:
-        """Handle bytes of the server; check :attr:`state` and :meth:`take` afterwards."""
+        """Handle bytes of the server; check :attr:`state` and :meth:`data_to_send` afterwards."""
         usual, self._usual = self._usual, None
         if usual is None or self._output or self.fault or not usual.fullmatch(data):
             super().receive(data)

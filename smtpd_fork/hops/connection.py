@@ -72,7 +72,7 @@ class HopConnection(asyncio.Protocol):
         """Handle the server's replies."""
         self.client.receive(data)
         self._pump()
-        self._notice()
+        self._wake()
 
     def eof_received(self) -> None:
         """Fail the client; the transport closes afterwards."""
@@ -151,14 +151,14 @@ class HopConnection(asyncio.Protocol):
 
     def _pump(self) -> None:
         """Write the client's output until the transport pauses writing."""
-        take, transport = self.client.take, self._transport
-        while not self._paused and (piece := take()):
+        next_piece, transport = self.client.data_to_send, self._transport
+        while not self._paused and (piece := next_piece()):
             transport.write(piece)
             if len(piece) >= PIECE:
                 self._loop.call_soon(self._pump)  # yield to other callbacks of the loop
                 return
 
-    def _notice(self) -> None:
+    def _wake(self) -> None:
         """Wake the waiting task if the client has settled; drop a broken connection."""
         if self.client.state not in _SETTLED:
             return
@@ -174,7 +174,7 @@ class HopConnection(asyncio.Protocol):
 
     def _end(self, reason: str) -> None:
         self.client.fail(reason)
-        self._notice()
+        self._wake()
 
     def abort(self, reason: str) -> None:
         """Close the connection immediately."""

@@ -77,7 +77,7 @@ def form_of(
 def _declared(mail: Mail, facts: Facts, offered: Mapping[str, str]) -> list[str]:
     """Return the parameters of MAIL."""
     declared = []
-    if mail.binary and not _goes_as_lines(mail, facts):
+    if mail.binary and not _consists_of_lines(mail, facts):
         declared.append("BODY=BINARYMIME")
     elif "8BITMIME" in offered and (mail.body == "8BITMIME" or not facts.ascii):
         declared.append("BODY=8BITMIME")
@@ -112,7 +112,7 @@ def _body_refusal(
     mail: Mail, head: bytes, facts: Facts, offered: Mapping[str, str], *, lmtp: bool
 ) -> str | None:
     """Return the reply if the content needs an extension that the hop lacks; None otherwise."""
-    if mail.binary and not _goes_as_lines(mail, facts):
+    if mail.binary and not _consists_of_lines(mail, facts):
         return None if {"BINARYMIME", "CHUNKING"} <= offered.keys() else BINARY
     if facts.bare or facts.nul:
         # With DATA a server that treats a bare LF as a line end would see another message.
@@ -127,7 +127,7 @@ def _body_refusal(
     return None
 
 
-def _goes_as_lines(mail: Mail, facts: Facts) -> bool:
+def _consists_of_lines(mail: Mail, facts: Facts) -> bool:
     """Return whether binary content consists of valid lines, so that BINARYMIME is not needed."""
     return not (facts.bare or facts.nul or has_long_lines(mail.content))
 

@@ -1,8 +1,8 @@
 """HopClient: the interface between a connection and the client's side of a protocol. Sans-io.
 
-:meth:`HopClient.receive` gets bytes of the server, and :meth:`HopClient.take` returns bytes to
-send. Implementations are SMTP and LMTP (:mod:`smtpd_fork.hops.client`), and the policy delegation
-protocol (:mod:`smtpd_fork.hops.policy`).
+:meth:`HopClient.receive` gets bytes of the server, and :meth:`HopClient.data_to_send` returns the
+bytes to send. Implementations are SMTP and LMTP (:mod:`smtpd_fork.hops.client`), and the policy
+delegation protocol (:mod:`smtpd_fork.hops.policy`).
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class HopClient(ABC):
 
     @abstractmethod
     def receive(self, data: bytes) -> None:
-        """Handle bytes of the server; check :attr:`state` and :meth:`take` afterwards."""
+        """Handle bytes of the server; check :attr:`state` and :meth:`data_to_send` afterwards."""
 
-    def take(self) -> bytes:
+    def data_to_send(self) -> bytes:
         """Return the bytes to send next; empty while the client waits for the server."""
         output = self._output[0] if len(self._output) == 1 else b"".join(self._output)
         self._output.clear()

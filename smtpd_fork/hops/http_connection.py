@@ -80,7 +80,7 @@ class HttpConnection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._longest = self._room = 0
         self._overhead = 0  # bytes that are not of the body
-        self._in_body = self._heard = False
+        self._in_body = self._has_answered = False
         self._has_length = False
 
     async def ask(self, head: bytes, body: Body, longest: int) -> HttpAnswer:
@@ -96,7 +96,7 @@ class HttpConnection(asyncio.Protocol):
         self._answer = answer
         self._longest = self._room = longest
         self._overhead = 0
-        self._heard = False
+        self._has_answered = False
         self._begin()
         try:
             if isinstance(body, bytes):
@@ -155,7 +155,7 @@ class HttpConnection(asyncio.Protocol):
         if self._answer is None or self._answer.done():
             self.close()
             return
-        self._heard = True
+        self._has_answered = True
         self._overhead += len(data)
         try:
             self._parser.feed_data(data)
@@ -179,7 +179,7 @@ class HttpConnection(asyncio.Protocol):
         if self._in_body and not self._has_length:
             self.usable = False
             self.on_message_complete()
-        if self._heard:
+        if self._has_answered:
             self._fail(HttpError(reason))
         else:
             self._fail(ConnectionEndedError("the server closed the connection"))

@@ -1,9 +1,10 @@
 """Opening: an SMTP or LMTP session from the greeting to the first message. Sans-io.
 
 The steps are EHLO, STARTTLS, AUTH and XCLIENT. :meth:`Opening.receive` gets bytes of the server,
-and :meth:`Opening.take` returns bytes to send. A server may send only replies to commands that were
-sent. Any other reply breaks the connection, because all later replies would be attributed to the
-wrong commands. The result does not depend on how the server's bytes are split into packets.
+and :meth:`Opening.data_to_send` returns the bytes to send. A server may send only replies to
+commands that were sent. Any other reply breaks the connection, because all later replies would be
+attributed to the wrong commands. The result does not depend on how the server's bytes are split
+into packets.
 """
 
 from __future__ import annotations
@@ -81,10 +82,10 @@ class Opening(HopClient):
 
     # -- sending -----------------------------------------------------------------------------------
 
-    def take(self) -> bytes:
+    def data_to_send(self) -> bytes:
         """Return the bytes to send next; empty while the client waits for the server."""
         if self._output:
-            return super().take()
+            return super().data_to_send()
         if self._pieces is not None:
             for piece in self._pieces:
                 return piece
@@ -129,7 +130,7 @@ class Opening(HopClient):
     # -- receiving ---------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Handle bytes of the server; check :attr:`state` and :meth:`take` afterwards."""
+        """Handle bytes of the server; check :attr:`state` and :meth:`data_to_send` afterwards."""
         if self.state is State.BROKEN:
             return
         try:

@@ -70,7 +70,7 @@ class Pool:
         self._dialler = Dialler(target, name, self._changed)
         self._open: set[HopConnection] = set()
         self._ready = Idle(IDLE_SECONDS, HopConnection.quit)
-        self._waiting = WaitingMessages(self._take_unused)
+        self._waiting = WaitingMessages(self._return_unused)
         self._dialling = 0
         self._dial_at = 0.0  # no further connection is tried before this time of the loop
         self._closed = False
@@ -215,7 +215,7 @@ class Pool:
             reason = f"all {self._limit} connections to {self._target} were busy"
             raise HopError(f"{reason} for {self._wait_seconds:g} seconds", BUSY) from None
 
-    def _take_unused(self, connection: HopConnection | None) -> None:
+    def _return_unused(self, connection: HopConnection | None) -> None:
         """Pass on what a cancelled message was given at the moment of its cancellation."""
         if connection is None:
             self._waiting.serve(None)

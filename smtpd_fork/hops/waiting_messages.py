@@ -45,10 +45,10 @@ class WaitingMessages:
             async with asyncio.timeout_at(until):
                 return await waiter
         except BaseException:
-            self._give_up(waiter)
+            self._remove(waiter)
             raise
 
-    def _give_up(self, waiter: asyncio.Future[HopConnection | None]) -> None:
+    def _remove(self, waiter: asyncio.Future[HopConnection | None]) -> None:
         with suppress(ValueError):
             self._waiting.remove(waiter)
         if waiter.done() and not waiter.cancelled() and waiter.exception() is None:

@@ -182,7 +182,7 @@ class Redis(ServerSink):
 
     async def _add(self, key: str, *entry: Any) -> None:
         if self._client is None:
-            self._client = connect(self._url, self._most, self._options)
+            self._client = connect(self._url, self._connections, self._options)
         if self._renew:
             self._renew = False
             await self._client.connection_pool.disconnect(inuse_connections=False)

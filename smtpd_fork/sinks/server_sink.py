@@ -76,7 +76,7 @@ class ServerSink(Sink):
         self.server = server
         self.timeout = timeout
         self.time_limit = timeout + wait + MARGIN_SECONDS
-        self._most = connections
+        self._connections = connections
         self._wait = wait
         self._slots = Slots(connections)
         self._busy = self._waiting = 0
@@ -179,7 +179,7 @@ class ServerSink(Sink):
             return
         if self._outage.since:
             raise ServerDownError(self._outage.reason)
-        reason = f"all {self._most} connections were in use for {self._wait:g} s"
+        reason = f"all {self._connections} connections were in use for {self._wait:g} s"
         raise NotDeliveredError(reason, NO_CONNECTION)
 
     def _refuse_while_down(self) -> None:

@@ -82,13 +82,13 @@ class Body:
 
     def __init__(self, parts: Sequence[bytes], envelope: bytes | None = None) -> None:
         self._parts = parts
-        self._before = self._behind = b""
+        self._prefix = self._suffix = b""
         self._coded = envelope is not None
         self.size = sum(map(len, parts))
         if envelope is not None:
-            self._before, self._behind = envelope[:-1] + b',"content":"', b'"}'
+            self._prefix, self._suffix = envelope[:-1] + b',"content":"', b'"}'
             size = (self.size + 2) // 3 * 4
-            self.size = len(self._before) + size + len(self._behind)
+            self.size = len(self._prefix) + size + len(self._suffix)
 
     @classmethod
     def raw(cls, mail: Mail) -> Body:
@@ -105,10 +105,10 @@ class Body:
         if not self._coded:
             yield from pieces(*self._parts)
             return
-        yield self._before
+        yield self._prefix
         for piece in pieces(*self._parts):
             yield b64encode(piece)
-        yield self._behind
+        yield self._suffix
 
 
 async def signature_fields(

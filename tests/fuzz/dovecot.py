@@ -64,8 +64,8 @@ def go(said: bytes, cuts: Sequence[int]) -> object:
             for number, answer in conversation.receive(said[start:end]):
                 _see(answer)
                 answers.append((number, answer))
-            if conversation.held > LONGEST_LINE:
-                raise BrokenError(f"{conversation.held} bytes are held")
+            if conversation.buffered > LONGEST_LINE:
+                raise BrokenError(f"{conversation.buffered} bytes are held")
     except DovecotGarbageError as found:
         error = str(found)
     return answers, error, conversation.ready, conversation.mechanisms

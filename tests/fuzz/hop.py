@@ -139,7 +139,7 @@ class _Run:
         return client.state is State.READY
 
     def _take(self) -> None:
-        while piece := self._client.take():
+        while piece := self._client.data_to_send():
             self._sent += piece
 
     def _see(self) -> None:

@@ -87,7 +87,7 @@ def go(play: Play, cuts: Sequence[int]) -> object:
     conversation.send(_steps(conversation, Parts(MESSAGE)), each_recipient=True)
     verdicts = []
     for said in play.turns:
-        while data := conversation.take():
+        while data := conversation.data_to_send():
             sent += data
         edges = sorted({0, len(said), *(cut % (len(said) + 1) for cut in cuts)})
         for start, end in itertools.pairwise(edges):
@@ -115,7 +115,7 @@ def _made_of(conversation: Conversation) -> object:
 
 
 def _see(conversation: Conversation) -> None:
-    held = conversation._reader.held + sum(len(each.value) for each in conversation._edits)
+    held = conversation._reader.buffered + sum(len(each.value) for each in conversation._edits)
     if held > 2 * ROOM + WRITE_BYTES:
         raise BrokenError(f"{held} bytes are held")
     if (conversation.state is State.ENDED) != bool(conversation.fault):

@@ -66,7 +66,7 @@ def go(play: Play, cuts: Sequence[int]) -> object:
         if client.state is State.READY:
             questions.append(PolicyRequest(b"request=x\n\n"))
             client.begin(questions[-1])
-            if client.take() != b"request=x\n\n":
+            if client.data_to_send() != b"request=x\n\n":
                 raise BrokenError("the request was not sent")
         edges = sorted({0, len(answer), *(cut % (len(answer) + 1) for cut in cuts)})
         for start, end in itertools.pairwise(edges):

@@ -47,7 +47,7 @@ def heard(stream: bytes, cuts: list[int]) -> tuple[object, ...]:
         for start, end in itertools.pairwise(edges):
             for answer in conversation.receive(stream[start:end]):
                 answers.append(answer)  # noqa: PERF402 - those before an error are kept
-            assert conversation.held <= LONGEST_LINE
+            assert conversation.buffered <= LONGEST_LINE
     except DovecotGarbageError as error:
         garbage = str(error)
     return answers, garbage, conversation.ready, conversation.mechanisms

@@ -44,7 +44,7 @@ def test_the_frames_do_not_depend_on_how_the_stream_is_split(
     for start, end in itertools.pairwise(edges):
         got += reader.feed(stream[start:end])
     assert got == frames
-    assert reader.held == 0
+    assert reader.buffered == 0
 
 
 @pytest.mark.parametrize("length", [0, LONGEST_FRAME + 1, 0xFFFFFFFF])
@@ -158,12 +158,12 @@ def _said_by(answers: Sequence[bytes], protocol: int, cuts: Sequence[int]) -> tu
     conversation = Conversation(1000)
     conversation.send(_events(conversation))
     conversation.receive(_options(protocol))
-    sent = conversation.take()
+    sent = conversation.data_to_send()
     stream = b"".join(frame(each[:1], each[1:]) for each in answers)
     edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
     for start, end in itertools.pairwise(edges):
         conversation.receive(stream[start:end])
-    while data := conversation.take():
+    while data := conversation.data_to_send():
         sent += data
     return conversation.state, conversation.verdict, conversation.fault, conversation.settled, sent
 
@@ -185,14 +185,14 @@ def test_the_result_of_any_answers_does_not_depend_on_how_they_are_split(
 def _running(protocol: int = 0) -> Conversation:
     conversation = Conversation(1000)
     conversation.receive(_options(protocol))
-    conversation.take()
+    conversation.data_to_send()
     return conversation
 
 
 def test_events_are_sent_together_and_answered_in_order() -> None:
     conversation = _running()
     conversation.send(_events(conversation))
-    sent = conversation.take()
+    sent = conversation.data_to_send()
     assert [command for command, _ in FrameReader().feed(sent) if command != b"D"] == [
         *(bytes([each]) for each in b"CMRLBBE")
     ]
@@ -207,17 +207,17 @@ def test_events_are_sent_together_and_answered_in_order() -> None:
 def test_with_skip_each_chunk_of_the_body_waits_for_its_answer() -> None:
     conversation = _running(0x400)
     conversation.send(_events(conversation))
-    conversation.take()
+    conversation.data_to_send()
     conversation.receive(frame(b"c") * 4)
-    assert conversation.take() == b""
+    assert conversation.data_to_send() == b""
     conversation.receive(frame(b"s"))
-    assert conversation.take().endswith(frame(b"E"))
+    assert conversation.data_to_send().endswith(frame(b"E"))
 
 
 def test_a_conversation_is_reusable_after_a_verdict_only_when_all_events_are_answered() -> None:
     conversation = _running()
     conversation.send(_events(conversation))
-    conversation.take()
+    conversation.data_to_send()
     conversation.receive(frame(b"c") + frame(b"r"))
     assert conversation.verdict is not None
     assert conversation.decided_at is MAIL
@@ -230,23 +230,23 @@ def test_a_conversation_is_reusable_after_a_verdict_only_when_all_events_are_ans
 def test_an_unfinished_transaction_is_aborted_before_the_next() -> None:
     conversation = _running()
     conversation.send([Step(CONNECT, b"x\0U", {"j": "x"}), Step(MAIL, b"<a@x>\0", {"i": "1"})])
-    conversation.take()
+    conversation.data_to_send()
     conversation.receive(frame(b"c") * 2)
     conversation.begin()
-    assert conversation.take() == frame(b"A")
+    assert conversation.data_to_send() == frame(b"A")
     conversation.send([Step(MAIL, b"<a@x>\0", {"i": "2"}), Step(END)])
-    assert conversation.take().startswith(frame(b"D", b"Mi\0002\0"))
+    assert conversation.data_to_send().startswith(frame(b"D", b"Mi\0002\0"))
     conversation.receive(frame(b"c") * 2)
     conversation.begin()
-    assert conversation.take() == b""
+    assert conversation.data_to_send() == b""
 
 
 def test_macros_of_a_transaction_are_removed_and_those_of_the_session_kept() -> None:
     conversation = _running()
     conversation.send([Step(CONNECT, b"x\0U", {"client_addr": "::1"})])
-    conversation.take()
+    conversation.data_to_send()
     conversation.send([Step(MAIL, b"<a@x>\0", {"auth_authen": "bob"}), Step(END)])
-    conversation.take()
+    conversation.data_to_send()
     conversation.receive(frame(b"c") * 3)
     conversation.begin()
     assert conversation._macros.values == {"client_addr": "::1"}
@@ -255,11 +255,11 @@ def test_macros_of_a_transaction_are_removed_and_those_of_the_session_kept() -> 
 def test_a_refusal_can_concern_a_single_recipient() -> None:
     conversation = _running()
     conversation.send([Step(RCPT, b"<b@x>\0")], each_recipient=True)
-    conversation.take()
+    conversation.data_to_send()
     conversation.receive(frame(b"y", b"550 5.1.1 no\0"))
     assert (conversation.refused, conversation.verdict) == ("550 5.1.1 no", None)
     conversation.send([Step(RCPT, b"<c@x>\0")])
-    conversation.take()
+    conversation.data_to_send()
     conversation.receive(frame(b"r"))
     assert conversation.refused == ""
     assert conversation.verdict is not None

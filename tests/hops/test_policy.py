@@ -20,8 +20,8 @@ ANSWERS = st.lists(st.sampled_from(WORDS) | st.binary(max_size=8), max_size=8).m
 def asked() -> tuple[PolicyClient, PolicyRequest]:
     client, question = PolicyClient(), PolicyRequest(b"request=x\n\n")
     client.begin(question)
-    assert client.take() == b"request=x\n\n"
-    assert client.take() == b""
+    assert client.data_to_send() == b"request=x\n\n"
+    assert client.data_to_send() == b""
     return client, question
 
 

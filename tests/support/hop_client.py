@@ -27,7 +27,7 @@ class Wire:
 
     def take(self) -> bytes:
         taken = b""
-        while piece := self.client.take():
+        while piece := self.client.data_to_send():
             taken += piece
         self.sent += taken
         return taken

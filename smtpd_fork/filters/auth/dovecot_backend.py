@@ -123,7 +123,7 @@ class DovecotBackend:
 
     @contextmanager
     def _counted(self) -> Iterator[Request]:
-        """Count a request, unless Dovecot is not sent it."""
+        """Count a request, unless it is refused before it is sent to Dovecot."""
         with self._request() as request:
             try:
                 yield request
@@ -137,7 +137,7 @@ class DovecotBackend:
 
 
 def _note(request: Request, answer: Answer) -> None:
-    """Note the last answer to a request, with the time that it took; others are challenges."""
+    """Store the final answer of a request; a challenge is not counted."""
     request.sent = answer.kind is not Kind.CONTINUE
     request.answer = outcome_of(answer).reply if request.sent else ""
 

@@ -60,7 +60,7 @@ class DovecotConnection(asyncio.Protocol):
         self._open: set[int] = set()  # requests in progress
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._numbers = itertools.cycle(range(1, LAST_NUMBER))
-        self._heard = 0
+        self._answers_received = 0
         self._transport: Any = None
 
     @classmethod
@@ -120,14 +120,15 @@ class DovecotConnection(asyncio.Protocol):
             raise DovecotBusyError("too many requests wait for an answer")
         self._open.add(number)
         waiter = self._waiting[number] = self.loop.create_future()
-        heard = self._heard
+        before = self._answers_received
         self._transport.write(line)
         try:
             async with asyncio.timeout(seconds):
                 answer: Answer = await waiter
         except TimeoutError:
             reason = f"no answer within {seconds:g} s"
-            if self._heard == heard:  # no answer to any other request either: the service hangs
+            # Without an answer to any other request either, the service hangs.
+            if self._answers_received == before:
                 self.fail(reason)
             else:
                 self.cancel(number)
@@ -161,7 +162,7 @@ class DovecotConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass each answer to the waiting request."""
-        self._heard += 1
+        self._answers_received += 1
         try:
             for number, answer in self.conversation.receive(data):
                 waiter = self._waiting.pop(number, None)

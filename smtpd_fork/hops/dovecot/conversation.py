@@ -101,13 +101,13 @@ class Conversation:
         self.ready = False
         self.mechanisms: list[Mechanism] = []
         self._version = False
-        self._held = bytearray()
+        self._buffer = bytearray()
         self._idle_lines = 0
 
     @property
-    def held(self) -> int:
+    def buffered(self) -> int:
         """The number of octets of an incomplete line."""
-        return len(self._held)
+        return len(self._buffer)
 
     def receive(self, data: bytes) -> Iterator[tuple[int, Answer]]:
         """Yield the answers that are complete with *data*, each with the number of its request.
@@ -116,17 +116,17 @@ class Conversation:
 
         :raises DovecotGarbageError: the data violates the protocol
         """
-        self._held += data
+        self._buffer += data
         start = 0
         try:
-            while (end := self._held.find(b"\n", start)) >= 0:
-                line, start = bytes(self._held[start:end]), end + 1
+            while (end := self._buffer.find(b"\n", start)) >= 0:
+                line, start = bytes(self._buffer[start:end]), end + 1
                 answer = self._line(line)
                 if answer is not None:
                     yield answer
         finally:
-            del self._held[:start]
-        if len(self._held) > LONGEST_LINE:
+            del self._buffer[:start]
+        if len(self._buffer) > LONGEST_LINE:
             raise DovecotGarbageError(f"it sends a line of more than {LONGEST_LINE} bytes")
 
     def _line(self, line: bytes) -> tuple[int, Answer] | None:

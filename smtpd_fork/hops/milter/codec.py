@@ -63,10 +63,10 @@ class FrameReader:
     :param longest: maximum bytes of a frame
     """
 
-    __slots__ = ("_held", "_longest")
+    __slots__ = ("_buffer", "_longest")
 
     def __init__(self, longest: int = LONGEST_FRAME) -> None:
-        self._held = bytearray()
+        self._buffer = bytearray()
         self._longest = min(longest, LONGEST_FRAME)
 
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -74,22 +74,25 @@ class FrameReader:
 
         :raises MilterGarbageError: a frame has no command, or is too long
         """
-        self._held += data
+        self._buffer += data
         position = 0
         try:
-            while len(self._held) - position >= LENGTH.size:
-                (length,) = LENGTH.unpack_from(self._held, position)
+            while len(self._buffer) - position >= LENGTH.size:
+                (length,) = LENGTH.unpack_from(self._buffer, position)
                 if not 0 < length <= self._longest:
                     raise MilterGarbageError(f"it sends a frame of {length} bytes")
                 begin = position + LENGTH.size
-                if len(self._held) - begin < length:
+                if len(self._buffer) - begin < length:
                     return
                 position = begin + length
-                yield bytes(self._held[begin : begin + 1]), bytes(self._held[begin + 1 : position])
+                yield (
+                    bytes(self._buffer[begin : begin + 1]),
+                    bytes(self._buffer[begin + 1 : position]),
+                )
         finally:
-            del self._held[:position]
+            del self._buffer[:position]
 
     @property
-    def held(self) -> int:
+    def buffered(self) -> int:
         """The number of bytes of an incomplete frame."""
-        return len(self._held)
+        return len(self._buffer)

@@ -110,9 +110,9 @@ class MilterConnection(asyncio.Protocol):
     def _check_timeouts(self) -> None:
         """Close the connection if a timeout has expired, otherwise set the timer again."""
         if self._loop.time() >= self._until:
-            self._give_up("no verdict within total-timeout")
+            self._abort("no verdict within total-timeout")
         elif self.conversation.progress == self._seen:
-            self._give_up(f"no answer within {self._seconds:g} s")
+            self._abort(f"no answer within {self._seconds:g} s")
         else:
             self._set_timer()
 
@@ -121,10 +121,10 @@ class MilterConnection(asyncio.Protocol):
         if self.conversation.begin():
             self._pump()
 
-    def _give_up(self, reason: str) -> None:
+    def _abort(self, reason: str) -> None:
         self.conversation.fail(reason)
         self._transport.abort()
-        self._notice()
+        self._wake()
 
     # -- callbacks of asyncio ----------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ class MilterConnection(asyncio.Protocol):
         if isinstance(exc, OSError):
             reason = f"connection lost: {_reason(exc)}"
         self.conversation.fail(reason)
-        self._notice()
+        self._wake()
         self._ended()
 
     def pause_writing(self) -> None:
@@ -164,7 +164,7 @@ class MilterConnection(asyncio.Protocol):
 
     def _pump(self) -> None:
         conversation = self.conversation
-        if not self._paused and (data := conversation.take()):
+        if not self._paused and (data := conversation.data_to_send()):
             self._transport.write(data)
             self.sent += 1
             self._acknowledge()
@@ -174,7 +174,7 @@ class MilterConnection(asyncio.Protocol):
         if conversation.fault and not self._transport.is_closing():
             self._transport.abort()  # it broke the protocol
         if self._settled is not None:
-            self._notice()
+            self._wake()
 
     def _acknowledge(self) -> None:
         """Have the next segments acknowledged immediately; each write resets this.
@@ -185,7 +185,7 @@ class MilterConnection(asyncio.Protocol):
         if self._socket is not None:
             self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
-    def _notice(self) -> None:
+    def _wake(self) -> None:
         waiting = self._settled
         if waiting is not None and not waiting.done() and self.conversation.settled:
             waiting.set_result(None)
@@ -199,7 +199,7 @@ class MilterConnection(asyncio.Protocol):
             self._transport.abort()
         else:
             self.conversation.quit()
-            self._transport.write(self.conversation.take())
+            self._transport.write(self.conversation.data_to_send())
             self._transport.close()
 
 

@@ -136,7 +136,7 @@ class Conversation:
         return aborts
 
     def send(self, steps: Iterable[Step], *, each_recipient: bool = False) -> None:
-        """Queue events; :meth:`take` returns their frames. Earlier events have to be settled.
+        """Queue events, for :meth:`data_to_send`. Earlier events have to be settled.
 
         :param each_recipient: a refusal of a recipient is not a verdict: see :attr:`refused`
         """
@@ -154,7 +154,7 @@ class Conversation:
             self._forget()
             self._output = QUIT
 
-    def take(self) -> bytes:
+    def data_to_send(self) -> bytes:
         """Return the bytes to send now; empty: nothing until the milter has answered."""
         output, self._output = self._output, b""
         if not self.has_more:
@@ -208,7 +208,7 @@ class Conversation:
     # -- receiving ---------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Handle bytes of the milter; check :attr:`settled` and :meth:`take` afterwards."""
+        """Handle bytes of the milter; check :attr:`settled` and :meth:`data_to_send` afterwards."""
         if self.state is State.ENDED:
             return
         try:
@@ -221,7 +221,7 @@ class Conversation:
 
     def _without_continues(self, data: bytes) -> bytes:
         """Handle all leading answers "continue"; return the rest. A fast path: most are so."""
-        if self._reader.held:
+        if self._reader.buffered:
             return data
         waiting, event, position = self._waiting, None, 0
         while waiting and data.startswith(_CONTINUE, position):

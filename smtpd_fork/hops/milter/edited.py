@@ -54,7 +54,7 @@ class Parts:
         self._content = content
         self._fields: list[_Field] = []  # with the changes so far
         self._named: dict[bytes, list[_Field]] = {}  # the same by name
-        self._stale = set[bytes]()  # names whose fields have to be looked for again
+        self._stale = set[bytes]()  # names whose entry in _named is out of date
         self._has_deleted = False  # whether deleted fields are in the list, without octets
         self._above = 0  # number of fields that were inserted above our Received
         self._front = end_of_mbox_lines(content)
