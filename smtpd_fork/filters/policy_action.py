@@ -45,7 +45,7 @@ def parse_action(text: str) -> Action | None:
         return Action("REJECT", match[2] or "", _reply(int(match[1]), match[2] or ""))
     word, _, rest = text.replace("\t", " ").partition(" ")
     name, rest = word.upper(), rest.strip()
-    if name in {"OK", "DUNNO", "PERMIT"} or (word.isascii() and word.isdigit()):
+    if name in {"OK", "DUNNO", "PERMIT"} or (text.isascii() and text.isdigit()):
         return Action("OK")
     if not _NAME.fullmatch(word):
         return None

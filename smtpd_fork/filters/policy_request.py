@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.dialogue.session import is_on_unix_socket
 from smtpd_fork.message.mail import MailClient, new_queue_id, parameters_of
+from smtpd_fork.message.mailbox import without_quotes
 from smtpd_fork.peer_address import host_of
 from smtpd_fork.version import __version__
 
@@ -101,10 +102,10 @@ def _of_message(
     return {
         "queue_id": queue_id,
         "instance": instance,
-        "sender": "" if sender in {None, "<>"} else str(sender),
-        "recipient": to or "",
+        "sender": "" if sender in {None, "<>"} else without_quotes(str(sender)),
+        "recipient": without_quotes(to or ""),
         "recipient_count": str(len(recipients)),
-        "size": size or "0",
+        "size": size.lstrip("0") or "0",
         "etrn_domain": "",
     }
 

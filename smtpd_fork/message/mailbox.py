@@ -12,7 +12,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-__all__ = ["DELIMITER", "Mailbox", "domain_key", "mailbox_of"]
+__all__ = ["DELIMITER", "Mailbox", "domain_key", "mailbox_of", "without_quotes"]
 
 DELIMITER = "+"
 """The character between a user and an extension: ``user+extension@example.com``."""
@@ -47,10 +47,20 @@ def mailbox_of(address: str) -> Mailbox:
     local, at, domain = address.rpartition("@")
     if not at:
         local, domain = address, ""
-    if local[:1] == '"' == local[-1:] and len(local) > 1:
-        local = _ESCAPED.sub(r"\1", local[1:-1])
-    local, domain = _folded(local), domain_key(domain)
+    local, domain = _folded(_unquoted(local)), domain_key(domain)
     return Mailbox(f"{local}{at}{domain}", local, domain)
+
+
+def without_quotes(address: str) -> str:
+    """Return an address without the quotes and backslashes of its local part (RFC 5321 4.1.2)."""
+    local, at, domain = address.rpartition("@")
+    return f"{_unquoted(local)}{at}{domain}"
+
+
+def _unquoted(local: str) -> str:
+    if local[:1] == '"' == local[-1:] and len(local) > 1:
+        return _ESCAPED.sub(r"\1", local[1:-1])
+    return local
 
 
 def domain_key(domain: str) -> str:

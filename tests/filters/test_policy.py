@@ -84,6 +84,17 @@ async def test_each_stage_sends_the_attributes_that_are_known() -> None:
     assert len(kept.messages) == 2
 
 
+async def test_addresses_and_sizes_are_as_postfix_sends_them() -> None:
+    policy = TestPolicy()
+    async with door(policy) as (client, _):
+        await client.say('MAIL FROM:<"a"@example.org> SIZE=00123')
+        assert (await client.say(r'RCPT TO:<"b \"c"@example.com>')).code == 250
+        assert (await client.say("RCPT TO:<postmaster>")).code == 250
+    first, second = policy.requests
+    assert (first["sender"], first["size"]) == ("a@example.org", "123")
+    assert (first["recipient"], second["recipient"]) == ('b "c@example.com', "postmaster")
+
+
 async def test_all_recipients_of_a_transaction_have_the_same_instance() -> None:
     policy = TestPolicy()
     async with door(policy, stages=["connect", "mail", "rcpt", "end-of-message"]) as (client, _):

@@ -159,7 +159,7 @@ def test_an_action_that_accepts_has_none(text: str) -> None:
     assert (action.name, action.reply) == ("OK", "")
 
 
-@pytest.mark.parametrize("text", ["", "?", "-", "\ufffd", "a:b c"])
+@pytest.mark.parametrize("text", ["", "?", "-", "\ufffd", "a:b c", "250 ok", "4 x"])
 def test_an_invalid_action_is_none(text: str) -> None:
     assert parse_action(text) is None
 
