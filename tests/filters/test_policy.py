@@ -171,7 +171,7 @@ async def test_a_client_cannot_inject_an_attribute() -> None:
     request = policy.requests[0]
     assert request["helo_name"].startswith("x?client_address=10.0.0.1?")
     assert request["client_address"] == "127.0.0.1"
-    assert request["recipient"] == '"b\\=c"@example.com'
+    assert request["recipient"] == "b=c@example.com"
 
 
 # -- answers -------------------------------------------------------------------------------------
