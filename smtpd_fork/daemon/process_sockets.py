@@ -26,15 +26,15 @@ def listening_sockets(pid: int) -> set[int | str]:
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):
             inodes.add(str(entry.readlink()).removeprefix("socket:[").removesuffix("]"))
-    held: set[int | str] = set()
+    found: set[int | str] = set()
     for name in ("tcp", "tcp6"):
         for words in _table(pid, name):
             if words[3] == _LISTENS and words[_INODE] in inodes:
-                held.add(int(words[1].rpartition(":")[2], 16))
+                found.add(int(words[1].rpartition(":")[2], 16))
     for words in _table(pid, "unix"):
         if len(words) > _UNIX_PATH and words[_UNIX_PATH - 1] in inodes:
-            held.add(" ".join(words[_UNIX_PATH:]))
-    return held
+            found.add(" ".join(words[_UNIX_PATH:]))
+    return found
 
 
 def _table(pid: int, name: str) -> list[list[str]]:

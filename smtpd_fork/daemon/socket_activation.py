@@ -15,7 +15,7 @@ from smtpd_fork.errors import UsageError
 
 __all__ = ["UNNAMED", "PassedSocket", "passed_sockets"]
 
-FIRST = 3
+FIRST_FD = 3
 """SD_LISTEN_FDS_START."""
 
 MAX_SOCKETS = 1024
@@ -49,7 +49,7 @@ def passed_sockets(environment: MutableMapping[str, str]) -> list[PassedSocket]:
     if _number("LISTEN_PID", pid, 1 << 31) != os.getpid():
         reason = f"the sockets are not for this process, which is {os.getpid()}"
         raise UsageError(f"LISTEN_PID {pid!r}: {reason}; a wrapper must exec it, or unset both")
-    passed = [PassedSocket(FIRST + n, name) for n, name in enumerate(_names(names, number))]
+    passed = [PassedSocket(FIRST_FD + n, name) for n, name in enumerate(_names(names, number))]
     for descriptor, _ in passed:
         try:
             os.set_inheritable(descriptor, False)

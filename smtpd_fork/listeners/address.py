@@ -122,11 +122,11 @@ class Address:
 
     def __str__(self) -> str:
         if self.path is not None:
-            place = f"unix:{self.path}"
+            text = f"unix:{self.path}"
         else:
             host = f"[{self.host}]" if ":" in self.host else self.host
-            place = host if self.port is None else f"{host}:{self.port}"
-        return place if self.scheme == "smtp" else f"{self.scheme}:{place}"
+            text = host if self.port is None else f"{host}:{self.port}"
+        return text if self.scheme == "smtp" else f"{self.scheme}:{text}"
 
 
 def parse_address(text: str) -> Address:

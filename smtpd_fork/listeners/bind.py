@@ -106,18 +106,18 @@ def wanted_addresses(config: Config) -> list[Address]:
     return addresses
 
 
-def reopen_listeners(now: Sequence[Listener], config: Config) -> list[Listener]:
-    """Bind the addresses of *config* that no listener of *now* has.
+def reopen_listeners(current: Sequence[Listener], config: Config) -> list[Listener]:
+    """Bind the addresses of *config* that no listener of *current* has.
 
     :returns: a listener for each address of *config*, old and new ones, in no particular order
     :raises SmtpdForkError: an address cannot be bound; then no new one stays bound
     """
     wanted = wanted_addresses(config)
-    kept = [listener for listener in now if listener.address in wanted]
-    there = [listener.address for listener in kept]
-    missing = [address for address in wanted if address not in there]
+    kept = [listener for listener in current if listener.address in wanted]
+    bound = [listener.address for listener in kept]
+    missing = [address for address in wanted if address not in bound]
     backlog, mode = config.backlog, config.socket_mode
-    opened = bind_all(missing, backlog=backlog, socket_mode=mode, beside=there)
+    opened = bind_all(missing, backlog=backlog, socket_mode=mode, also_bound=bound)
     for listener in kept:
         with suppress(OSError):
             listener.sock.listen(listen_backlog(backlog))
@@ -129,13 +129,13 @@ def bind_all(
     *,
     backlog: int,
     socket_mode: int,
-    beside: Sequence[Address] = (),
+    also_bound: Sequence[Address] = (),
     warn: Warn = log.warning,
 ) -> list[Listener]:
     """Bind and listen on all addresses; after an error none of them stays bound.
 
     :param addresses: each with a port, or a path
-    :param beside: other addresses that are or will be bound
+    :param also_bound: other addresses that are or will be bound
     :param backlog: for listen(2); see :func:`listen_backlog`
     :param socket_mode: file mode of unix sockets
     :param warn: called with a text for each address of a host name that is skipped
@@ -147,7 +147,7 @@ def bind_all(
     listeners: list[Listener] = []
     with closed_on_error(listeners):
         for address in addresses:
-            others = [*addresses, *beside]
+            others = [*addresses, *also_bound]
             for sock in _bind(address, others, socket_mode, listen_backlog(backlog), warn):
                 sock.setblocking(False)
                 listeners.append(Listener(address, sock))
@@ -178,7 +178,7 @@ def adopt(sock: socket.socket, *, backlog: int, scheme: str = "smtp") -> Listene
         sock.setblocking(False)
         return Listener(address, sock, inherited=True)
     except OSError as error:
-        raise _explained(Address(host=f"descriptor {sock.fileno()}"), error) from None
+        raise _explain_error(Address(host=f"descriptor {sock.fileno()}"), error) from None
 
 
 def _address_of(sock: socket.socket, scheme: str) -> Address:
@@ -213,7 +213,7 @@ def _bind(
                 for sock in sockets:
                     sock.listen(backlog)
     except OSError as error:
-        raise _explained(address, error) from None
+        raise _explain_error(address, error) from None
     return sockets
 
 
@@ -236,16 +236,16 @@ def _bind_host(address: Address, others: Sequence[Address], warn: Warn) -> list[
     sockets: list[socket.socket] = []
     skipped: list[tuple[tuple[Any, ...], OSError]] = []
     with closed_on_error(sockets):
-        for family, place in _resolve(address):
+        for family, target in _resolve(address):
             try:
-                sockets.append(_bind_one(family, place, v6only=v6only))
+                sockets.append(_bind_one(family, target, v6only=v6only))
             except OSError as error:
                 if error.errno not in _SKIPPED:
                     raise
-                skipped.append((place, error))
+                skipped.append((target, error))
     if not sockets and len(skipped) == 1:
         raise skipped[0][1]
-    reasons = [f"{place[0]}: {_MEANING[error.errno or 0][1]}" for place, error in skipped]
+    reasons = [f"{target[0]}: {_MEANING[error.errno or 0][1]}" for target, error in skipped]
     if not sockets:
         raise OperatingSystemError(f"cannot listen on {address}, at {'; '.join(reasons)}")
     for reason in reasons:
@@ -262,21 +262,21 @@ def _resolve(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
     except (socket.gaierror, UnicodeError) as error:
         reason = error.strerror if isinstance(error, socket.gaierror) else "not a host name"
         raise ConfigError(f"cannot listen on {address}: {reason}") from None
-    return list(dict.fromkeys((family, place) for family, _, _, _, place in found))
+    return list(dict.fromkeys((family, target) for family, _, _, _, target in found))
 
 
-def _bind_one(family: int, place: tuple[Any, ...], *, v6only: bool = False) -> socket.socket:
+def _bind_one(family: int, target: tuple[Any, ...], *, v6only: bool = False) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     with closed_on_error([sock]):
         # Without it a restart fails while old connections are in TIME_WAIT.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
-        sock.bind(place)
+        sock.bind(target)
     return sock
 
 
-def _explained(address: Address, error: OSError) -> SmtpdForkError:
+def _explain_error(address: Address, error: OSError) -> SmtpdForkError:
     """Convert an error of bind(2) or listen(2) into a :class:`SmtpdForkError`."""
     meanings = _UNIX_MEANING if address.path is not None else _MEANING
     number = error.errno or 0

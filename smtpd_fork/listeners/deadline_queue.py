@@ -60,14 +60,14 @@ class DeadlineQueue(OrderedDict[T, float]):
 
     def _set_timer(self) -> None:
         if self and self._seconds < math.inf:
-            self._timer = self._loop.call_at(self.deadline(next(iter(self))), self._due)
+            self._timer = self._loop.call_at(self.deadline(next(iter(self))), self._on_timer)
 
     def _clear_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _due(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
         now = self._loop.time()
         due = list(takewhile(lambda client: self.deadline(client) <= now, self))

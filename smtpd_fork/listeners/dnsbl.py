@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Codes", "Entry", "Listing", "error_of", "listing_of", "read_entries"]
 
-LONGEST_ZONE = 180
+MAX_ZONE_LENGTH = 180
 """Characters: a reversed IPv6 address needs 64 more of the maximum length of a DNS name."""
 
-CODES_SHOWN = 8
+MAX_CODES_SHOWN = 8
 """Maximum of one zone's codes in the log and in the reply: a zone may answer with any number."""
 
 LISTED = IPv4Network("127.0.0.0/8")
@@ -79,8 +79,8 @@ class Listing(NamedTuple):
     entries: tuple[str, ...]
 
     def __str__(self) -> str:
-        more = " ..." if len(self.codes) > CODES_SHOWN else ""
-        return f"{self.zone} ({' '.join(self.codes[:CODES_SHOWN])}{more})"
+        more = " ..." if len(self.codes) > MAX_CODES_SHOWN else ""
+        return f"{self.zone} ({' '.join(self.codes[:MAX_CODES_SHOWN])}{more})"
 
 
 def read_entries(values: Iterable[str]) -> tuple[Entry, ...]:
@@ -91,7 +91,7 @@ def read_entries(values: Iterable[str]) -> tuple[Entry, ...]:
     entries: dict[tuple[str, Codes | None], Entry] = {}
     for value in values:
         zone, *rest = value.split("=")
-        if not _ZONE.fullmatch(zone) or len(zone) > LONGEST_ZONE:
+        if not _ZONE.fullmatch(zone) or len(zone) > MAX_ZONE_LENGTH:
             raise _error(value, "write ZONE, ZONE=WEIGHT, ZONE=CODES or ZONE=CODES=WEIGHT")
         weight, codes = 1, None
         if rest and (len(rest) > 1 or "." not in rest[-1]):

@@ -53,8 +53,9 @@ class GreetPause(WatchedClients):
         gate: Gate,
     ) -> None:
         super().__init__(config.greet_pause, loop, begin, refuse)
-        self._seconds = self._now = config.greet_pause
-        self._in_stress = min(self._seconds * STRESS_SHARE, config.stress_timeout) or self._seconds
+        self._seconds = self._current_seconds = config.greet_pause
+        shorter = min(self._seconds * STRESS_SHARE, config.stress_timeout)
+        self._stress_seconds = shorter or self._seconds
         self._deny_seconds = config.greet_pause_deny
         self._gate = gate
 
@@ -71,9 +72,9 @@ class GreetPause(WatchedClients):
 
     def hold(self, client: AcceptedClient, ticket: Ticket) -> None:
         """Hold a client until it passes, or is closed."""
-        seconds = self._in_stress if self._gate.slots.stressed else self._seconds
-        if seconds != self._now:
-            self._now = seconds
+        seconds = self._stress_seconds if self._gate.slots.stressed else self._seconds
+        if seconds != self._current_seconds:
+            self._current_seconds = seconds
             self._clients.change(seconds)  # also for clients that already wait
         super().hold(client, ticket)
 

@@ -45,7 +45,7 @@ def inherited_listeners(passed: Iterable[tuple[int, str]], *, backlog: int) -> l
 
 
 def listeners_of_old_process(
-    handed: Iterable[tuple[int, str, str]], config: Config, warn: Callable[[str], object]
+    handed_over: Iterable[tuple[int, str, str]], config: Config, warn: Callable[[str], object]
 ) -> tuple[list[Listener], list[Listener]]:
     """Return listeners for the sockets that the new process of an upgrade inherits.
 
@@ -54,7 +54,7 @@ def listeners_of_old_process(
     separately. The old process owns the inherited sockets until
     :meth:`~smtpd_fork.listeners.listener.Listener.take_ownership`.
 
-    :param handed: descriptors, each with the scheme and the address for which it was bound
+    :param handed_over: descriptors, each with the scheme and the address for which it was bound
     :param warn: as for :func:`~smtpd_fork.listeners.bind.bind_all`
     :returns: the listeners to use, and the listeners to close
     :raises SmtpdForkError: as :func:`~smtpd_fork.listeners.bind.open_listeners`; then all sockets
@@ -65,7 +65,7 @@ def listeners_of_old_process(
     listeners: list[Listener] = []
     dropped: list[Listener] = []
     with closed_on_error(listeners), closed_on_error(dropped):
-        for descriptor, scheme, name in handed:
+        for descriptor, scheme, name in handed_over:
             sock = listening_socket(descriptor)
             if name in known:
                 sock.listen(listen_backlog(backlog))  # the setting may have changed
@@ -77,7 +77,7 @@ def listeners_of_old_process(
         missing = [address for address in addresses if str(address) not in found]
         mode = config.socket_mode
         listeners += bind_all(
-            missing, backlog=backlog, socket_mode=mode, beside=addresses, warn=warn
+            missing, backlog=backlog, socket_mode=mode, also_bound=addresses, warn=warn
         )
     order = [str(address) for address in addresses]
     listeners.sort(key=lambda listener: order.index(str(listener.address)))

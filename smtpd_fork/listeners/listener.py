@@ -107,7 +107,7 @@ class Listener:
         self.sock.close()
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """The address as text; it says so if an IPv6 socket accepts IPv4 as well."""
         if self.sock.family != socket.AF_INET6 or self.bound[0] != "::":
             return str(self)
@@ -115,8 +115,8 @@ class Listener:
         return str(self) if v6only else f"{self} (IPv6 and IPv4)"
 
     def __str__(self) -> str:
-        place = f"unix:{self.path}" if self.path is not None else describe(self.bound)
-        return place if self.address.scheme == "smtp" else f"{self.address.scheme}:{place}"
+        text = f"unix:{self.path}" if self.path is not None else describe(self.bound)
+        return text if self.address.scheme == "smtp" else f"{self.address.scheme}:{text}"
 
 
 @contextmanager

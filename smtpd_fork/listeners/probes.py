@@ -21,12 +21,12 @@ from smtpd_fork.gate.networks import number_of
 from smtpd_fork.gate.verdict import reply_line, shutdown_reply
 from smtpd_fork.listeners.accepted_client import AcceptedClient
 from smtpd_fork.listeners.proxy_header import (
-    LONGEST_V2,
+    MAX_V2_BYTES,
     HeaderError,
-    is_whole,
-    missing,
+    bytes_to_read,
+    is_complete,
+    named_client,
     parse,
-    true_peer,
 )
 from smtpd_fork.peer_address import describe, host_of
 
@@ -134,7 +134,7 @@ class Probes:
     def _peek_header(self, probe: _Probe, not_a_probe: Callable[[AcceptedClient], None]) -> None:
         """Check without reading it whether a PROXY header names a client."""
         try:
-            peeked = probe.sock.recv(LONGEST_V2, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            peeked = probe.sock.recv(MAX_V2_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
@@ -239,13 +239,13 @@ def _length_of_local_header(peeked: bytes, peer: SocketAddress | str) -> int | N
     connection is treated as that of a client.
     """
     try:
-        header = peeked[: missing(b"", peeked)]
+        header = peeked[: bytes_to_read(b"", peeked)]
     except HeaderError:
         return 0
-    if not is_whole(header):
+    if not is_complete(header):
         return None
     try:
-        behind = true_peer(parse(header))
+        behind = named_client(parse(header))
     except HeaderError:
         return None
     # Version 1 has no LOCAL command: there haproxy's checks name haproxy itself as the client.

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from smtpd_fork.gate import ClientLine, Refusal, TrustedHosts
 from smtpd_fork.listeners.pending_clients import WatchedClients
 from smtpd_fork.listeners.proxy_header import (
-    LONGEST_V2,
+    MAX_V2_BYTES,
     HeaderError,
-    is_whole,
-    missing,
+    bytes_to_read,
+    is_complete,
+    named_client,
     parse,
-    true_peer,
 )
 from smtpd_fork.peer_address import host_of
 
@@ -88,19 +88,19 @@ class ProxyHeaders(WatchedClients):
 
         :raises HeaderError: it is not a PROXY header, or the proxy has closed the connection
         """
-        while not is_whole(client.header):
+        while not is_complete(client.header):
             try:
-                peeked = client.sock.recv(LONGEST_V2, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                peeked = client.sock.recv(MAX_V2_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return False
             if not peeked:
                 raise HeaderError("the connection was closed")
             # Read now: the event loop would report data that was only peeked at again and again.
-            client.header += client.sock.recv(missing(client.header, peeked))
+            client.header += client.sock.recv(bytes_to_read(client.header, peeked))
         return True
 
     def _identify(self, client: PendingClient, data: ProxyData) -> None:
-        ticket, peer = client.ticket, true_peer(data)
+        ticket, peer = client.ticket, named_client(data)
         ticket.proxy = data
         ticket.sender = client.peer
         # A proxy that names itself as the client sends a health check: version 1 has no LOCAL.

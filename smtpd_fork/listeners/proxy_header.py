@@ -26,16 +26,16 @@ from aiosmtpd.proxy_protocol import (
 if TYPE_CHECKING:
     from smtpd_fork.peer_address import SocketAddress
 
-__all__ = ["LONGEST_V2", "HeaderError", "is_whole", "missing", "parse", "true_peer"]
+__all__ = ["MAX_V2_BYTES", "HeaderError", "bytes_to_read", "is_complete", "named_client", "parse"]
 
-LONGEST_V1 = 107
+MAX_V1_BYTES = 107
 """Maximum bytes of a v1 header with its CR LF, by the specification."""
 
 V1 = b"PROXY "
 V2_FIXED = 16
 """Bytes of a v2 header before its addresses: signature, version, family, length."""
 
-LONGEST_V2 = V2_FIXED + 0xFFFF
+MAX_V2_BYTES = V2_FIXED + 0xFFFF
 """Maximum bytes of a v2 header with TLVs: the length field has 16 bits. Only trusted proxies may
 send it."""
 
@@ -59,7 +59,7 @@ class HeaderError(ValueError):
     """The bytes are not a PROXY header."""
 
 
-def missing(header: bytes, peeked: bytes) -> int:
+def bytes_to_read(header: bytes, peeked: bytes) -> int:
     """Return how many bytes of *peeked* belong to the header that begins with *header*.
 
     :raises HeaderError: the bytes are not the beginning of a header, or it is too long
@@ -71,9 +71,9 @@ def missing(header: bytes, peeked: bytes) -> int:
     else:
         raise HeaderError("not a PROXY header")
     if seen.startswith(V1):
-        end = seen.find(b"\r\n", 0, LONGEST_V1)
+        end = seen.find(b"\r\n", 0, MAX_V1_BYTES)
         length = end + 2 if end >= 0 else len(seen) + 1
-        if length > LONGEST_V1:
+        if length > MAX_V1_BYTES:
             raise HeaderError("the PROXY header is too long")
     else:
         length = V2_FIXED
@@ -82,8 +82,8 @@ def missing(header: bytes, peeked: bytes) -> int:
     return min(len(peeked), length - len(header))
 
 
-def is_whole(header: bytes) -> bool:
-    """Whether *header*, which was read as far as :func:`missing` said, is complete."""
+def is_complete(header: bytes) -> bool:
+    """Whether *header*, which was read as far as :func:`bytes_to_read` said, is complete."""
     if header.startswith(V1):
         return header.endswith(b"\r\n")
     return len(header) >= V2_FIXED and len(header) == V2_FIXED + int.from_bytes(
@@ -99,7 +99,7 @@ def parse(header: bytes) -> ProxyData:
     return _parse_v1(header) if header.startswith(V1) else _parse_v2(header)
 
 
-def true_peer(data: ProxyData) -> SocketAddress | str | None:
+def named_client(data: ProxyData) -> SocketAddress | str | None:
     """Return the client that a header names, or None.
 
     The result is None for a health check, for ``UNKNOWN``, and for a family and transport that SMTP

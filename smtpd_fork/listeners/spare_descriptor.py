@@ -39,10 +39,10 @@ class SpareDescriptor:
             self._answered = 0
             log.error("cannot accept: %s; clients are answered 421", os.strerror(error.errno or 0))
 
-    def answer(self, listener: Listener, at_most: int) -> None:
-        """Answer up to *at_most* clients in the backlog of *listener*."""
+    def answer(self, listener: Listener, maximum: int) -> None:
+        """Answer up to *maximum* clients in the backlog of *listener*."""
         count = 0
-        while count < at_most and self._descriptor is not None:
+        while count < maximum and self._descriptor is not None:
             os.close(self._descriptor)
             try:
                 client = AcceptedClient(listener, *listener.accept())

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FLEET_DOWN",
-    "FRESH_SECONDS",
-    "LISTED",
+    "MAX_LISTED",
     "PHASES",
     "TOP_CLIENTS",
+    "VALID_SECONDS",
     "Snapshot",
     "Snapshots",
     "snapshot_of",
@@ -47,7 +47,7 @@ PHASES = (
 SLICE = 500
 """Sessions that are counted in one iteration of the event loop, in less than a millisecond."""
 
-LISTED = 100
+MAX_LISTED = 100
 """Maximum number of listed sessions, the oldest ones."""
 
 TOP_CLIENTS = 10
@@ -56,7 +56,7 @@ TOP_CLIENTS = 10
 FLEET_DOWN = "fleet-down"
 """The state while the fleet is out of reach, and clients are refused for that reason."""
 
-FRESH_SECONDS = 1.0
+VALID_SECONDS = 1.0
 """How long a snapshot is valid; Prometheus requests it every 15 s or less often, people every few
 seconds."""
 
@@ -180,7 +180,7 @@ class Snapshots:
         self._taking = None
         if not task.cancelled() and task.exception() is None:
             self._latest = task.result()
-            self._valid_until = time.monotonic() + FRESH_SECONDS
+            self._valid_until = time.monotonic() + VALID_SECONDS
 
     async def _take(self) -> Snapshot:
         counts = _SessionCounts(self._top)
@@ -221,7 +221,7 @@ class _SessionCounts:
         holders = [ticket.holder for ticket in tickets]
         self.phases.update("arriving" if each is None else each.phase for each in holders)
         self.clients.update(ticket.key or "unix" for ticket in tickets)
-        self.oldest = sorted([*self.oldest, *tickets], key=attrgetter("since"))[:LISTED]
+        self.oldest = sorted([*self.oldest, *tickets], key=attrgetter("since"))[:MAX_LISTED]
 
     def snapshot(
         self,

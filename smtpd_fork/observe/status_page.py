@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["POLICY", "STYLE", "as_json", "render"]
 
-LONGEST_NAME = 80
+MAX_NAME_LENGTH = 80
 """Maximum characters of a HELO name that are shown."""
 
 _PAGE = files("smtpd_fork.observe").joinpath("status_page.html").read_text("utf-8")
@@ -157,7 +157,7 @@ def _client(entry: Entry) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + "…"
+    return name if len(name) <= MAX_NAME_LENGTH else name[:MAX_NAME_LENGTH] + "…"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> str:

@@ -54,9 +54,9 @@ class GateTarpit(Tarpit):
         """Return the reason to slow a client down; empty if there is none."""
         if ticket.listed_by:
             return f"listed by {ticket.listed_by}"
-        most = self._gate.limits.max_from_ip
-        if most and ticket.key is not None:
+        maximum = self._gate.limits.max_from_ip
+        if maximum and ticket.key is not None:
             count = self._gate.count_from(ticket.peer)
-            if count > most * NEAR_LIMIT:
-                return f"{count} of {most} connections of {ticket.key}"
+            if count > maximum * NEAR_LIMIT:
+                return f"{count} of {maximum} connections of {ticket.key}"
         return ""

@@ -219,7 +219,7 @@ class Running:
                 log.info("no longer listening on %s", listener)
         for listener in listeners:
             if listener not in before.listeners:
-                log.info("listening on %s", listener.described)
+                log.info("listening on %s", listener.description)
 
     # -- the end -------------------------------------------------------------------------------
 

@@ -174,7 +174,7 @@ class Server(RunTimeChanges):
             raise RuntimeError("this Server was not started")
         self._running.accept()
         for listener in self.listeners:
-            log.info("listening on %s", listener.described, extra={"address": str(listener)})
+            log.info("listening on %s", listener.description, extra={"address": str(listener)})
 
     async def reload(
         self,

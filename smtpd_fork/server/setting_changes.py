@@ -77,9 +77,9 @@ def _changes(name: str, before: Snapshot, after: Snapshot) -> Iterator[str]:
     if old != new:
         yield change_line(name, old, new)
     elif (tables := [each.networks(name) for each in (before, after)]) != [None, None]:
-        gone, come = (_written(table) for table in tables)
-        if gone != come:
-            yield f"{name} +{len(come - gone)} -{len(gone - come)} networks"
+        old_nets, new_nets = (_written(table) for table in tables)
+        if old_nets != new_nets:
+            yield f"{name} +{len(new_nets - old_nets)} -{len(old_nets - new_nets)} networks"
     elif name in GATE_SETTINGS and getattr(before.limits, name) != getattr(after.limits, name):
         yield f"{name} set at run time -> {shown_value(name, new)}"
 

@@ -46,16 +46,16 @@ class Stress:
         self._gate = gate
         self._refuser = refuser
         self.seconds = seconds
-        self._active = False
+        self._was_active = False
 
     @property
-    def on(self) -> bool:
+    def active(self) -> bool:
         """Whether few slots are free, and a time limit for that case is configured."""
         return self.seconds > 0 and self._gate.slots.stressed
 
     def shorten(self, seconds: float) -> float:
         """Return the time limit *seconds*, shortened under stress."""
-        return min(seconds, self.seconds) if self.on else seconds
+        return min(seconds, self.seconds) if self.active else seconds
 
     def check(self, now: float, sessions: Sessions, acceptor: Acceptor) -> None:
         """Under stress, end the sessions whose time limit has passed by *now*.
@@ -63,22 +63,22 @@ class Stress:
         :param acceptor: reports the number of waiting clients
         """
         waiting = acceptor.waiting()  # called in any case, as each call resets the count
-        if self.on is not self._active:
+        if self.active is not self._was_active:
             self._change_state()
-        if not self._active:
+        if not self._was_active:
             return
         stuck, closing = self._check_sessions(sessions, now)
         if not self._gate.slots.crowded or self._gate.paused:
             return
-        most = max(1, math.ceil(self._gate.limits.limit_connections * SHARE_PER_CHECK))
-        wanted = min(most, waiting - closing)
+        maximum = max(1, math.ceil(self._gate.limits.limit_connections * SHARE_PER_CHECK))
+        wanted = min(maximum, waiting - closing)
         for seconds, _, connection, ticket in heapq.nlargest(wanted, stuck):
             self._end(connection, ticket, seconds)
 
     def _change_state(self) -> None:
-        self._active = not self._active
+        self._was_active = not self._was_active
         gate = self._gate
-        if self._active:
+        if self._was_active:
             text = "stress: %d of %d slots are in use, idle clients are ended after %g s"
             log.warning(text, gate.count, gate.limits.limit_connections, self.seconds)
         else:

@@ -217,7 +217,7 @@ class SMTP(Mechanisms):
     def stressed(self) -> bool:
         """Whether few connection slots are free, so that ``--stress-timeout`` applies."""
         owner = self.connection.owner
-        return owner is not None and owner.stress.on
+        return owner is not None and owner.stress.active
 
     def charge_message(self) -> bool:
         """Count the memory of a message again after a handler changed it.

@@ -41,7 +41,7 @@ class Stress(Protocol):
     """Knows whether few connection slots are free."""
 
     @property
-    def on(self) -> bool:
+    def active(self) -> bool:
         """Whether few slots are free, and ``--stress-timeout`` is set."""
 
     def shorten(self, seconds: float) -> float:

@@ -128,7 +128,7 @@ class Processes(ProcessSettings):
     def accept(self) -> None:
         """Make all processes accept clients."""
         for listener in self.listeners:
-            log.info("listening on %s", listener.described, extra={"address": str(listener)})
+            log.info("listening on %s", listener.description, extra={"address": str(listener)})
         for process in self.current:
             self.send_changes(process)
         for keeper in self._keepers:

@@ -21,7 +21,14 @@ from smtpd_fork.listeners.backlog import Backlog
 from smtpd_fork.observe.metrics import FLEET_METRICS, METRICS, Metrics
 from smtpd_fork.observe.service import Observed, Service
 from smtpd_fork.observe.sink_state import SinkState
-from smtpd_fork.observe.snapshot import FLEET_DOWN, LISTED, PHASES, TOP_CLIENTS, Snapshot, Snapshots
+from smtpd_fork.observe.snapshot import (
+    FLEET_DOWN,
+    MAX_LISTED,
+    PHASES,
+    TOP_CLIENTS,
+    Snapshot,
+    Snapshots,
+)
 from smtpd_fork.peer_address import describe
 from smtpd_fork.sanitizer import printable
 from smtpd_fork.supervisor.merged_fleet import merged_fleet
@@ -289,7 +296,7 @@ def _merged_snapshot(parts: Sequence[Snapshot], uptime: float, state: str) -> Sn
         rejections=dict(sum_counts(part.rejections for part in parts)),
         denied=max((part.denied for part in parts), default=0),
         minutes=minutes,
-        oldest=oldest[:LISTED],
+        oldest=oldest[:MAX_LISTED],
         clients=len(clients),
         top=clients.most_common(TOP_CLIENTS),
         queues=queues,

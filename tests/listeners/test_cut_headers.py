@@ -7,11 +7,11 @@ from aiosmtpd.proxy_protocol import V2_SIGNATURE
 from support.cuts import all_cuts
 from support.proxy import BROKEN_V1, V1, V2
 
-from smtpd_fork.listeners.proxy_header import HeaderError, is_whole, missing, parse
+from smtpd_fork.listeners.proxy_header import HeaderError, bytes_to_read, is_complete, parse
 
-LONGEST_V1 = b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n"
+MAX_V1_BYTES = b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n"
 HEADERS = [
-    V1, V2, BROKEN_V1, LONGEST_V1, LONGEST_V1[:-2] + b"x\r\n", b"PROXY UNKNOWN\r\r\n",
+    V1, V2, BROKEN_V1, MAX_V1_BYTES, MAX_V1_BYTES[:-2] + b"x\r\n", b"PROXY UNKNOWN\r\r\n",
     b"PROXY \r\n", b"PROXX TCP4\r\n", b"\r\n\r\n\0\r\nQUIX\n" + bytes(4), b"EHLO x\r\n",
     V2_SIGNATURE + b"\x20\0\0\0", V2_SIGNATURE + b"\x21\x11\0\1x",
 ]  # fmt: skip
@@ -22,15 +22,15 @@ def read_header(packets: list[bytes]) -> object:
     header = waiting = b""
     for packet in packets:
         waiting += packet
-        while waiting and not is_whole(header):
+        while waiting and not is_complete(header):
             try:
-                count = missing(header, waiting)
+                count = bytes_to_read(header, waiting)
             except HeaderError:
                 return "no header"
             header, waiting = header + waiting[:count], waiting[count:]
             if not count:
                 break
-    if not is_whole(header):
+    if not is_complete(header):
         return "not whole"
     try:
         data = parse(header)

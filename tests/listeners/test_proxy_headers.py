@@ -16,7 +16,7 @@ from support.client import Client
 from support.handlers import Notes
 from support.server import serve, until
 
-from smtpd_fork.listeners.proxy_header import HeaderError, is_whole, missing, parse
+from smtpd_fork.listeners.proxy_header import HeaderError, bytes_to_read, is_complete, parse
 from smtpd_fork.sinks import Discard
 
 if TYPE_CHECKING:
@@ -280,11 +280,11 @@ async def test_data_after_the_header_belongs_to_the_session() -> None:
 
 def read(header: bytes, data: bytes, size: Callable[[], int]) -> tuple[bytes, bytes]:
     """Read a header from *data* in packets; return it and the rest."""
-    while not is_whole(header):
+    while not is_complete(header):
         peeked = data[: size()]
         if not peeked:
             raise HeaderError("ended")
-        count = missing(header, peeked)
+        count = bytes_to_read(header, peeked)
         assert 0 < count <= len(peeked)
         header, data = header + data[:count], data[count:]
     return header, data

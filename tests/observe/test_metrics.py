@@ -31,7 +31,7 @@ from smtpd_fork.gate.statistics import CURES
 from smtpd_fork.handlers import Route
 from smtpd_fork.observe import process
 from smtpd_fork.observe.metrics import FLEET_METRICS, METRICS, SUPERVISOR_METRICS
-from smtpd_fork.observe.snapshot import LISTED, PHASES, SLICE
+from smtpd_fork.observe.snapshot import MAX_LISTED, PHASES, SLICE
 from smtpd_fork.sinks import Maildir, PeerStatus
 
 if TYPE_CHECKING:
@@ -320,7 +320,7 @@ async def test_many_sessions_are_counted_in_slices() -> None:
         assert snapshot.sessions == len(tickets)
         assert snapshot.phases["arriving"] == len(tickets)
         assert (snapshot.clients, snapshot.top[0]) == (3 * SLICE + 1, ("10.9.9.9", 5))
-        assert [e.since for e in snapshot.oldest] == sorted(t.since for t in tickets)[:LISTED]  # type: ignore[union-attr]
+        assert [e.since for e in snapshot.oldest] == sorted(t.since for t in tickets)[:MAX_LISTED]  # type: ignore[union-attr]
         for ticket in tickets:
             ticket.release()  # type: ignore[union-attr]
 

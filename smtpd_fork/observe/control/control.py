@@ -130,7 +130,7 @@ class Control(Service):
         self._administration = administration or Administration(server, drain)
         self._reload = reload
         self._clients: set[asyncio.Task[None]] = set()
-        self._one_request = asyncio.Lock()
+        self._request_lock = asyncio.Lock()
         self._paused_until = 0.0
         self._pause_timer: asyncio.TimerHandle | None = None
         self._answering = False
@@ -299,7 +299,7 @@ class Control(Service):
 
         :returns: None for a reload, which must not block other requests
         """
-        async with self._one_request:
+        async with self._request_lock:
             await asyncio.sleep(self._paused_until - self._loop.time())
             began = self._loop.time()
             try:

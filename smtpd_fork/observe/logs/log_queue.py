@@ -202,10 +202,10 @@ class LogQueue(logging.Handler):
         :param deadline: time limit; default: that of :meth:`end`, so none before :meth:`end`
         """
 
-        def late() -> bool:
+        def timed_out() -> bool:
             return time.monotonic() >= (self._deadline if deadline is None else deadline)
 
-        lost = len(entries) - self._target.write(entries, late)
+        lost = len(entries) - self._target.write(entries, timed_out)
         self._failed += lost
         return not lost
 

@@ -46,28 +46,28 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_
 class LogTarget(ABC):
     """A target of log entries."""
 
-    def write(self, entries: Sequence[bytes], late: Callable[[], bool]) -> int:
+    def write(self, entries: Sequence[bytes], timed_out: Callable[[], bool]) -> int:
         """Write *entries* one by one; continue after an entry that cannot be written.
 
-        :param late: returns whether the time limit has passed
+        :param timed_out: returns whether the time limit has passed
         :returns: number of entries that were written
         """
         written = 0
         for entry in entries:
-            if self._write_all(entry, late) == len(entry):
+            if self._write_all(entry, timed_out) == len(entry):
                 written += 1
-            elif late():
+            elif timed_out():
                 break
         return written
 
-    def _write_all(self, data: bytes, late: Callable[[], bool]) -> int:
+    def _write_all(self, data: bytes, timed_out: Callable[[], bool]) -> int:
         """Write *data*; return the number of bytes that were written."""
         rest = memoryview(data)
         with suppress(Exception):  # usually an OSError; the next write may succeed
             while rest:
                 sent = self._send(rest)
                 rest = rest[sent:]
-                if not sent and late():
+                if not sent and timed_out():
                     break
         return len(data) - len(rest)
 
@@ -109,11 +109,11 @@ class StreamTarget(LogTarget):
         is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._max_bytes = None if is_file else select.PIPE_BUF
 
-    def write(self, entries: Sequence[bytes], late: Callable[[], bool]) -> int:
+    def write(self, entries: Sequence[bytes], timed_out: Callable[[], bool]) -> int:
         """Write all *entries* together."""
         # A line end after an incomplete entry, or the next entry would look like the rest of it.
         start = b"\n" if self._line_incomplete else b""
-        written = self._write_all(start + b"".join(entries), late) - len(start)
+        written = self._write_all(start + b"".join(entries), timed_out) - len(start)
         ends = list(accumulate(map(len, entries)))
         if written >= 0:
             self._line_incomplete = written not in {0, *ends}
