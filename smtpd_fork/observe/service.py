@@ -80,13 +80,13 @@ class Service:
         """
 
     async def reloading(self) -> None:
-        """Handle the begin of a reload."""
+        """Handle the start of a reload."""
 
     async def reloaded(self, config: DaemonConfig) -> None:
         """Handle the end of a reload; *config* is in force, after a failure the previous one."""
 
     async def stopping(self) -> None:
-        """Handle the begin of a stop: sessions continue, and new clients are not admitted."""
+        """Handle the start of a stop: sessions continue, and new clients are not admitted."""
 
     async def stop(self) -> None:
         """Stop the service; the server has stopped."""

@@ -1,4 +1,4 @@
-"""Sessions: all connections of a server from the session's begin to its end.
+"""Sessions: all connections of a server, from the start of a session to its end.
 
 A session is counted here from :meth:`Sessions.begin` on. It ends in :meth:`Sessions._ended`, the
 only method that releases the ticket of a session. The connection calls it by its ``on_close``:

@@ -77,7 +77,7 @@ def test_normal_mode_finds_refused_relaying_and_too_many_errors(log: Path) -> No
 
 
 def test_lines_in_the_journal_are_found_as_well(log: Path, tmp_path: Path) -> None:
-    """They have the begin that journalctl and the backend of fail2ban use, and no level."""
+    """They begin in the format of journalctl and of the backend of fail2ban, without a level."""
     journal = tmp_path / "journal"
     begin = re.compile(r"^\S+ ([\d:]+),\d+ [A-Z]+ ", re.MULTILINE)
     text, count = begin.subn(r"Nov 26 \1 mx smtpd-fork[539]: ", log.read_text())

@@ -36,7 +36,7 @@ _SEVERITIES = (
 """Severities of syslog(3) with the lowest level of each; a handler may use levels in between."""
 
 _INDENT = "  "
-"""Text before each line of a traceback, so that it does not look like the begin of an entry."""
+"""Text before each line of a traceback, so that it does not look like a new entry."""
 
 _NOT_PREFIXED = {"time", "level", "pid", "message", "traceback"}
 """Fields that journald records itself, or that are in MESSAGE."""

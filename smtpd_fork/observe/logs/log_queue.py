@@ -78,8 +78,8 @@ class LogQueue(logging.Handler):
 
     def _reset(self) -> None:
         # SimpleQueue, as its put() is reentrant: the garbage collector may interrupt it, and a
-        # finalizer may log. For the same reason there is no lock, and each counter is written
-        # either by callers or by the thread.
+        # finalizer may log. For the same reason no lock is shared with the thread: each counter is
+        # written either by callers or by the thread.
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
         self._put_bytes = 0  # written by callers, with the lock of logging.Handler
         self._dropped = 0  # the same

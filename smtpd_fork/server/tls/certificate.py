@@ -24,8 +24,8 @@ class Certificate:
 
     :ivar path: its file
     :ivar names: names of its subjectAltName, in lower case; a wildcard begins with ``*.``
-    :ivar not_before: begin of its validity
-    :ivar not_after: end of its validity
+    :ivar not_before: time at which it becomes valid
+    :ivar not_after: time at which it expires
     """
 
     path: Path

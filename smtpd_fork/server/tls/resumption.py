@@ -20,7 +20,7 @@ __all__ = ["restrict_resumption"]
 
 
 def restrict_resumption(context: ssl.SSLContext) -> None:
-    """Prevent that a session is resumed whose client certificate has expired."""
+    """Refuse to resume sessions whose client certificate has expired."""
     context.num_tickets = 0
     context.sslobject_class = _DatedSession
 
