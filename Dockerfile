@@ -1,9 +1,9 @@
-# Two stages: the sources and the build's tools stay behind in the first.
+# The first stage builds the environment; sources and build tools do not get into the image.
 FROM docker.io/library/python:3.11-slim AS build
 COPY . /src
-# No pip in the environment: nothing is installed into it later. Compiled here, as the daemon
-# cannot write there. All that is downloaded has the hash that a lock file says, and is a wheel, so
-# that no build tool comes in without one; "make lock" writes both files.
+# The environment has no pip, as nothing is installed into it later. Modules are compiled here, as
+# the daemon cannot write to it. All downloads are wheels whose hash is in a lock file, so that no
+# build tool is downloaded without a hash; "make lock" writes both lock files.
 RUN python -m venv --without-pip /opt/smtpd-fork \
  && environment=/opt/smtpd-fork/bin/python \
  && locked='--no-cache-dir --require-hashes --only-binary :all: --no-deps' \
@@ -13,7 +13,7 @@ RUN python -m venv --without-pip /opt/smtpd-fork \
       --no-index --no-deps --no-build-isolation /src
 
 FROM docker.io/library/python:3.11-slim
-# What a build cannot find out by itself. VERSION is smtpd_fork/version.py's; a test compares them.
+# Values of the labels. VERSION is that of smtpd_fork/version.py; a test compares them.
 ARG VERSION=0.2.0
 ARG REVISION=
 ARG CREATED=
@@ -28,17 +28,17 @@ LABEL org.opencontainers.image.title="smtpd-fork" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION" \
       org.opencontainers.image.created="$CREATED"
-# A volume takes owner and mode from here. Group 0 may write: OpenShift runs an image as any user,
-# always with that group.
+# A new volume gets owner and mode of this directory. Group 0 may write, because OpenShift runs an
+# image as any user with this group.
 RUN groupadd --gid 10025 smtpd-fork \
  && useradd --uid 10025 --gid 10025 --no-create-home --home-dir /nonexistent \
       --shell /usr/sbin/nologin smtpd-fork \
  && install -d -o 10025 -g 0 -m 0770 /var/mail/smtpd-fork
 COPY --from=build /opt/smtpd-fork /opt/smtpd-fork
 
-# Any option may be set so, or given as an argument, which wins. SHUTDOWN_TIMEOUT: "docker stop"
-# kills after 10 seconds; who gives it longer (Kubernetes: 30) can raise this too.
-# HOME: any user may write there, also one without an entry in /etc/passwd.
+# Defaults of options; arguments override them. SHUTDOWN_TIMEOUT: "docker stop" sends SIGKILL after
+# 10 seconds; raise it if the container has more time (Kubernetes: 30 seconds).
+# HOME: a directory to which any user can write, also one without an entry in /etc/passwd.
 ENV HOME=/tmp \
     PATH=/opt/smtpd-fork/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -48,14 +48,14 @@ ENV HOME=/tmp \
 
 VOLUME /var/mail/smtpd-fork
 EXPOSE 2525
-# In figures, so that Kubernetes' runAsNonRoot can tell.
+# Numbers, so that Kubernetes can check runAsNonRoot.
 USER 10025:10025
 WORKDIR /
 STOPSIGNAL SIGTERM
-# It asks where the options of pid 1 say, and holds a place for as long as a greeting and a QUIT
-# take. A daemon that says it is full is well. See docs/container.md for a place in reserve.
+# Connects to the first listen address of pid 1, and uses a connection slot until QUIT. A daemon
+# that replies that it is full is healthy. docs/container.md shows how to reserve a slot.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s --retries=3 \
   CMD ["python", "-m", "smtpd_fork.cli.health"]
-# No shell: the daemon is pid 1, and the signal is its own. It forks once: pid 1 passes signals on
-# and waits for orphans.
+# Without a shell, so that smtpd-fork is pid 1 and gets the signals. It forks the daemon; pid 1
+# forwards signals and reaps orphaned processes.
 ENTRYPOINT ["smtpd-fork"]
