@@ -74,10 +74,10 @@ def expand(rules: RecipientMap, address: str, action: str) -> Expansion:
             continue
         if mailbox in seen:
             if parent.comes_from(mailbox):
-                fault = f"<{step.address}> leads to itself"
+                fault = f"<{step.address}> is an alias of itself"
             continue
         if len(seen) > MOST_ADDRESSES:
-            return Expansion(fault=f"it leads to more than {MOST_ADDRESSES} addresses")
+            return Expansion(fault=f"the alias has more than {MOST_ADDRESSES} addresses")
         seen.add(mailbox)
         next_action = rules.find(mailbox) or OK
         if is_reply(next_action):

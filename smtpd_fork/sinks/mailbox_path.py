@@ -76,7 +76,7 @@ def words_in(template: str, known: tuple[str, ...], key: str) -> list[str]:
             found.append(word)
         elif word is not None:
             near = get_close_matches(word, known, 1, 0.5)
-            hint = f"did you mean {{{near[0]}}}?" if near else "known are " + _listed(known)
+            hint = f"did you mean {{{near[0]}}}?" if near else "known words are " + _listed(known)
             raise SettingError(key, template, f"unknown {{{word}}}; {hint}")
         elif match[0] in {"{", "}"}:
             raise SettingError(key, template, f"write {match[0] * 2} for a brace")

@@ -191,7 +191,9 @@ class Pipe(FinalSink):
         process = PipeProcess(arguments, environment, pieces, self._limits)
         try:
             if not await self._slots.acquire(self._wait):
-                self.report(mail, "not delivered", f"{self._processes} commands are running")
+                self.report(
+                    mail, "not delivered", f"max-processes: {self._processes} commands are running"
+                )
                 return BUSY
             ended = await self._run(process)
         except OSError as error:

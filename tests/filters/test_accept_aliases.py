@@ -168,4 +168,6 @@ async def test_an_alias_loop_gets_451_and_a_log_line_with_client_and_session(
         assert await rcpt(client, "a@example.com") == [(451, "4.3.5")]
     line = next(each for each in caplog.messages if "alias" in each)
     assert "127.0.0.1:" in line
-    assert line.endswith(": alias not resolved: <a@example.com>: <a@example.com> leads to itself")
+    assert line.endswith(
+        ": alias not resolved: <a@example.com>: <a@example.com> is an alias of itself"
+    )

@@ -242,8 +242,8 @@ def test_a_url_may_have_a_path(url: str, shown: str) -> None:
         ({"url": ["ftp://hunter2/"]}, r"url '\*\*\*': write http"),
         ({"url": []}, "write http"),
         ({"url": ["unix:"]}, "url 'unix:': "),
-        ({"url": ["http://bob:hunter2@x/"]}, "the password is a key"),
-        ({"url": ["http://x/?password=hunter2"]}, "the password is a key"),
+        ({"url": ["http://bob:hunter2@x/"]}, "the password as the key password"),
+        ({"url": ["http://x/?password=hunter2"]}, "the password as the key password"),
         ({"password": "hunter2\n"}, r"password '\*\*\*': only printable ASCII"),
     ],
 )

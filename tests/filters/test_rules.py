@@ -233,7 +233,7 @@ def test_an_alias_loop_ends_and_is_reported(
     verdict = rules(tmp_path, text).judge("a@example.com", None, may_relay=False)
     assert isinstance(verdict, Expansion)
     assert verdict.addresses == addresses
-    assert verdict.fault == "<a@example.com> leads to itself"
+    assert verdict.fault == "<a@example.com> is an alias of itself"
 
 
 def test_an_alias_with_too_many_addresses_is_an_error(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_an_alias_with_too_many_addresses_is_an_error(tmp_path: Path) -> None:
     grows = "l0@example.com l1+x@example.com\nl1@example.com l0@example.com\n"
     for text in ("\n".join(lines), grows):
         verdict = rules(tmp_path, text).judge("l0@example.com", None, may_relay=False)
-        assert verdict == Expansion(fault="it leads to more than 1000 addresses")
+        assert verdict == Expansion(fault="the alias has more than 1000 addresses")
 
 
 NODES = st.sampled_from(

@@ -125,8 +125,8 @@ def test_the_root_is_the_path_before_the_first_word(
     [
         ("/m/{usr}", "unknown {usr}; did you mean {user}?"),
         ("/m/{Domain}", "unknown {Domain}; did you mean {domain}?"),
-        ("/m/{q}", "unknown {q}; known are {user}, {domain}, {ext}"),
-        ("/m/{}", "unknown {}; known are {user}, {domain}, {ext}"),
+        ("/m/{q}", "unknown {q}; known words are {user}, {domain}, {ext}"),
+        ("/m/{}", "unknown {}; known words are {user}, {domain}, {ext}"),
         ("/m/{user", "write {{ for a brace"),
         ("/m/user}", "write }} for a brace"),
         ("/m/{user}{ext}", "write / or @ between the words"),

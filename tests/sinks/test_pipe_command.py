@@ -102,7 +102,7 @@ def test_a_relative_program_is_made_absolute_and_a_bare_name_searched_in_path(
         ("/bin/mda a\0b", "expected a program"),
         ("/bin/mda 'x", "no closing quotation"),
         ("/bin/mda {usr}", "unknown {usr}; did you mean {user}?"),
-        ("/bin/mda {home}", "known are {user}, {domain}, {ext}, {recipient}, {sender}"),
+        ("/bin/mda {home}", "known words are {user}, {domain}, {ext}, {recipient}, {sender}"),
         ("/bin/{user}", "the program cannot depend on an address"),
     ],
 )

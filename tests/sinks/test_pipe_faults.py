@@ -108,7 +108,7 @@ async def test_the_number_of_processes_and_the_wait_are_limited(
     await until(lambda: all((tmp_path / name).exists() for name in "ab"))
     replies = await deliver(pipe, "c@example.com", "d@example.com")
     assert [reply[:9] for reply in replies] == ["451 4.3.2"] * 2
-    assert "not delivered: 2 commands are running" in caplog.text
+    assert "not delivered: max-processes: 2 commands are running" in caplog.text
     waiting = asyncio.create_task(deliver(pipe, "e@example.com"))
     await until(lambda: len(pipe._slots._waiting) == 1)
     waiting.cancel()

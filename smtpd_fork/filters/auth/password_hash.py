@@ -174,9 +174,9 @@ def _check_costs(name: str, bare: str) -> None:
     try:
         parsed = _handler(name).from_string(bare)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"no {name} hash: {_without(str(error), bare)}") from None
+        raise ValueError(f"not a valid {name} hash: {_without(str(error), bare)}") from None
     if not parsed.checksum:
-        raise ValueError(f"the {name} hash is cut off")
+        raise ValueError(f"the {name} hash is incomplete")
     for cost, most in _MOST.get(name, {}).items():
         if getattr(parsed, cost) > most:
             raise ValueError(f"{cost} of the {name} hash is more than {most}")
@@ -190,7 +190,7 @@ def _check_memory(name: str, bare: str) -> None:
     pattern, octets = _BY_LIBCRYPT_ALONE[name]
     found = pattern.fullmatch(bare)
     if found is None:
-        raise ValueError(f"no {name} hash")
+        raise ValueError(f"not a valid {name} hash")
     if octets(*map(_number, found.groups())) > _MOST_OCTETS:
         raise ValueError(f"the {name} hash needs more than {_MOST_OCTETS >> 20} MiB")
 

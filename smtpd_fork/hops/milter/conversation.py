@@ -301,7 +301,7 @@ class Conversation:
         self._room -= len(data) + EDIT_BYTES
         body = command == b"b"
         if self._room < 0 or (not body and len(self._edits) >= MOST_EDITS):
-            raise MilterGarbageError("it changes too much")
+            raise MilterGarbageError("its changes are too large or too many")
         self._edits.append(parse_edit(command, data))
 
     def _set_quarantine(self, _: Event, __: bytes, data: bytes) -> None:

@@ -171,7 +171,7 @@ class Servers:
                 if status == OK:
                     return answer
                 refused = status in _FORBIDDEN
-                reason = f"it answers {status}" + (", as of a wrong password" if refused else "")
+                reason = f"it answers {status}" + (" (wrong password?)" if refused else "")
             reasons.append(f"{server.name}: {reason}" if len(self._servers) > 1 else reason)
         raise RspamdDownError("; ".join(reasons))
 
@@ -242,5 +242,7 @@ def _base(url: str) -> str:
             raise SettingError("url", error.value, error.reason) from None
     bare, login = read_url(url)
     if login is not None or "?" in bare:
-        raise SettingError("url", HIDDEN, "write http://HOST:PORT; the password is a key")
+        raise SettingError(
+            "url", HIDDEN, "write http://HOST:PORT, and the password as the key password"
+        )
     return bare.rstrip("/").removesuffix("/checkv2").rstrip("/")
