@@ -16,8 +16,7 @@ from smtpd_fork.control_protocol import Fault, RequestError
 from smtpd_fork.fleet.status import FleetStatus
 from smtpd_fork.observe.control.administration import TOP_CLIENTS, Administration
 from smtpd_fork.observe.sink_state import SinkState
-from smtpd_fork.supervisor.answers import ANSWER_SECONDS
-from smtpd_fork.supervisor.channel import ChannelClosedError
+from smtpd_fork.supervisor.answers import answers_of
 from smtpd_fork.supervisor.merged_fleet import merged_fleet
 from smtpd_fork.supervisor.merged_sinks import merged_sinks, sum_counts
 
@@ -149,15 +148,14 @@ class AllProcesses(Administration):
         """
         text, unknown = msgspec.json.encode(request).decode(), None
         answers = []
-        for process in self._processes.current:
-            try:
-                answers.append(await process.ask("control", (who, text), seconds=ANSWER_SECONDS))
-            except RequestError as error:
-                if error.fault is not Fault.UNKNOWN:
-                    raise
-                unknown = error
-            except (ChannelClosedError, TimeoutError):
-                continue
+        found = await answers_of(self._processes.current, "control", (who, text))
+        for answer in found.values():
+            if not isinstance(answer, RequestError):
+                answers.append(answer)
+            elif answer.fault is Fault.UNKNOWN:
+                unknown = answer
+            else:
+                raise answer
         answers += await self._ask_others(request, who)
         if not answers:
             raise unknown or RequestError(Fault.BUSY, NO_PROCESS)

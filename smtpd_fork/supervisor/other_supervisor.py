@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection, Mapping
 
-__all__ = ["PROTOCOL", "OtherSupervisor"]
+__all__ = ["ALL_SECONDS", "PROTOCOL", "OtherSupervisor"]
 
 PROTOCOL = 1
 """Version of the messages on a channel, those of processes included. If an old supervisor has
@@ -132,11 +132,11 @@ class OtherSupervisor:
         """Send a notification; see :meth:`Channel.notify`."""
         self._channel.notify(kind, body)
 
-    async def answers(self, kind: str, body: Any) -> dict[int, Any]:
+    async def answers(self, kind: str, body: Any, seconds: float = ALL_SECONDS) -> dict[int, Any]:
         """Return the answers of its processes by process id; empty if it does not answer."""
         found: dict[int, Any] = {}
         with suppress(ChannelClosedError, TimeoutError, RequestError):
-            found = await self._channel.ask("all", (kind, body), seconds=ALL_SECONDS)
+            found = await self._channel.ask("all", (kind, body), seconds=seconds)
         return found
 
     async def ended(self, seconds: float | None = None) -> None:

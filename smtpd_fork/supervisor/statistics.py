@@ -7,8 +7,10 @@ counters stay in the sums, so that no counter decreases.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -59,6 +61,14 @@ CHOOSE: dict[str, Callable[[Iterable[float]], float]] = {
     "process_start_time_seconds": min,
 }
 """Metrics that are not added, each with the function that chooses one of the values."""
+
+FIGURES_SECONDS = 5.0
+"""Timeout for the figures of a process; without an answer its last ones are used. Prometheus waits
+10 s."""
+
+READINESS_SECONDS = 0.5
+"""How long a readiness probe waits for a process that does not answer: the others serve. Kubernetes
+waits 1 s."""
 
 _ROWS = (*METRICS, *FLEET_METRICS)
 
@@ -157,11 +167,13 @@ class MergedStatistics(Snapshots):
 
     async def readiness(self) -> str:
         """Return the state, after asking the processes."""
-        await self.latest()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(READINESS_SECONDS):
+                await self.latest()
         return self.now
 
     async def _take(self) -> Snapshot:
-        answers = await self._processes.ask_all("figures")
+        answers = await self._processes.ask_all("figures", seconds=FIGURES_SECONDS)
         for process in self._last.keys() - set(self._processes.current):
             self._ended = [_totals([*self._ended, self._last.pop(process)])]
         self._last |= answers

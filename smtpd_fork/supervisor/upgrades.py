@@ -20,7 +20,7 @@ from smtpd_fork.errors import OperatingSystemError, SmtpdForkError
 from smtpd_fork.supervisor.answers import answers_of
 from smtpd_fork.supervisor.channel import ChannelClosedError
 from smtpd_fork.supervisor.free_slots import FullProcesses
-from smtpd_fork.supervisor.other_supervisor import OtherSupervisor
+from smtpd_fork.supervisor.other_supervisor import ALL_SECONDS, OtherSupervisor
 from smtpd_fork.supervisor.serving_process import START_SECONDS, ProcessError, describe_exit
 from smtpd_fork.supervisor.shared_limits import SharedLimits
 
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 __all__ = ["Upgrades"]
 
 log = logging.getLogger("smtpd_fork.daemon")
+
+OTHERS_SECONDS = ALL_SECONDS - 1
+OWN_SECONDS = ALL_SECONDS - 2
+"""Timeouts for the answers of other supervisors' and of own processes, if another supervisor waits
+for both."""
 
 
 class Upgrades:
@@ -287,15 +292,22 @@ class Upgrades:
         self, exclude: OtherSupervisor, kind: str, body: Any
     ) -> dict[int, Any]:
         """Return the answers of all processes, except those of one supervisor."""
-        own = await answers_of(self._processes, kind, body)
+        own, others = await asyncio.gather(
+            answers_of(self._processes, kind, body, OWN_SECONDS),
+            self._answers_of_others(kind, body, exclude=exclude, seconds=OTHERS_SECONDS),
+        )
         found = {process.pid: answer for process, answer in own.items()}
         given = {pid: each for pid, each in found.items() if not isinstance(each, RequestError)}
-        return given | await self._answers_of_others(kind, body, exclude=exclude)
+        return {**given, **others}
 
     async def _answers_of_others(
-        self, kind: str, body: Any, *, exclude: OtherSupervisor | None
+        self,
+        kind: str,
+        body: Any,
+        *,
+        exclude: OtherSupervisor | None,
+        seconds: float = ALL_SECONDS,
     ) -> dict[int, Any]:
-        found: dict[int, Any] = {}
-        for other in [each for each in self._others if each is not exclude]:
-            found |= await other.answers(kind, body)
-        return found
+        others = [each for each in self._others if each is not exclude]
+        answers = await asyncio.gather(*(each.answers(kind, body, seconds) for each in others))
+        return {pid: answer for found in answers for pid, answer in found.items()}

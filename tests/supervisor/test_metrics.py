@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 import pytest
 from support.daemon import LOCAL, Daemon, until
 from support.peers import proc
-from support.supervised import figures, page
+from support.supervised import children, figures, page
 
 from smtpd_fork.observe.metrics import METRICS, SUPERVISOR_METRICS
 
@@ -71,3 +71,13 @@ def test_processes_are_not_ready_while_their_fleet_is_out_of_reach(tmp_path: Pat
         seen = figures(daemon)
         assert seen[("smtpd_fork_ready",)] == 0
         assert seen[("smtpd_fork_fleet_state", "down")] == 1
+
+
+def test_a_process_that_does_not_answer_delays_no_readiness_probe(tmp_path: Path) -> None:
+    with Daemon(*LOCAL, "--processes", "2", "--metrics", "127.0.0.1:0", cwd=tmp_path) as daemon:
+        first = children(daemon)[0]
+        os.kill(first, signal.SIGSTOP)
+        try:
+            assert page(daemon, "readyz", seconds=4) == "serving\n"
+        finally:
+            os.kill(first, signal.SIGCONT)

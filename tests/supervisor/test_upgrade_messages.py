@@ -7,11 +7,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from unittest.mock import AsyncMock, Mock
 
+import smtpd_fork.supervisor.upgrades as upgrades_module
 from smtpd_fork.supervisor.channel import Channel
+from smtpd_fork.supervisor.other_supervisor import ALL_SECONDS
 from smtpd_fork.supervisor.upgrades import Upgrades
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+
+    import pytest
 
 
 @asynccontextmanager
@@ -29,6 +33,34 @@ async def new_supervisor(upgrades: Upgrades) -> AsyncIterator[Channel]:
 
 def keepers(resume: AsyncMock) -> Sequence[Mock]:
     return [Mock(process=None, accepts=False, draining=False, resume=resume) for _ in range(2)]
+
+
+class Answers:
+    """A process that answers, or does not."""
+
+    def __init__(self, pid: int, *, answers: bool) -> None:
+        self.pid = pid
+        self._answers = answers
+
+    def notify(self, kind: str, body: object) -> None:
+        """Take no note."""
+
+    async def ask(self, kind: str, body: object, *, seconds: float) -> str:
+        async with asyncio.timeout(seconds):
+            if not self._answers:
+                await asyncio.Event().wait()
+        return kind
+
+
+async def test_a_process_without_an_answer_delays_no_other_answer_past_the_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upgrades_module, "OWN_SECONDS", 0.05, raising=False)
+    processes = [Answers(1, answers=False), Answers(2, answers=True)]
+    upgrades = Upgrades([Mock(process=each, accepts=True) for each in processes], None)
+    async with new_supervisor(upgrades) as new:
+        answers = await new.ask("all", ("status", None), seconds=ALL_SECONDS)
+        assert answers == {2: "status"}
 
 
 async def test_no_old_process_drains_for_a_message_from_before_the_upgrade_failed() -> None:

@@ -91,10 +91,10 @@ def attempt_auth(client: SMTP, password: str) -> int:
     return client.docmd("AUTH PLAIN", b64encode(f"\0bob\0{password}".encode()).decode())[0]
 
 
-def page(daemon: Daemon, name: str) -> str:
-    """Return a page of ``--metrics``."""
+def page(daemon: Daemon, name: str, seconds: float = 10) -> str:
+    """Return a page of ``--metrics``, which must come within *seconds*."""
     place = next(line for line in daemon.lines if "metrics on" in line).rpartition(" ")[2]
-    with urllib.request.urlopen(f"http://{place}/{name}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{place}/{name}", timeout=seconds) as answer:
         text: str = answer.read().decode()
         return text
 
