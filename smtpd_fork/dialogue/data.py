@@ -119,7 +119,7 @@ def _received_chunk(dialogue: Dialogue, chunk: Chunk) -> Result:
         if fault is None:
             return dialogue.encode((250, "2.0.0", f"{chunk.declared} octets received"))
         dialogue.chunks = None
-        dialogue.chunk_fault = replies.OF_FAULT[fault]
+        dialogue.chunk_fault = replies.BODY_FAULT_REPLIES[fault]
         _note_fault(dialogue, fault)
         if dialogue.charged:
             memory.charge(dialogue)
@@ -149,7 +149,7 @@ def _deliver(dialogue: Dialogue, content: Content) -> Result:
     fault = content.fault
     if fault is not None:
         _note_fault(dialogue, fault)
-        return _refuse_message(dialogue, dialogue.encode(replies.OF_FAULT[fault]))
+        return _refuse_message(dialogue, dialogue.encode(replies.BODY_FAULT_REPLIES[fault]))
     shared, envelope, original = dialogue.shared, dialogue.envelope, content.take()
     if (limit := shared.limits.hops) and hop_count(original, limit) > limit:
         shared.tally.looping += 1

@@ -310,7 +310,7 @@ class Dialogue(Struct, eq=False):
             if type(event) is bytes:
                 result = act_on_line(self, event)
             elif type(event) is CommandFault:
-                result = self.invalid_command(replies.OF_COMMAND_FAULT[event])
+                result = self.invalid_command(replies.COMMAND_FAULT_REPLIES[event])
             else:
                 result = received(self, event)  # type: ignore[arg-type]  # a message (checked above)
             self.act(result)

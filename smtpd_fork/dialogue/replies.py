@@ -42,7 +42,7 @@ LACKS_SECURITY = (554, "5.7.0", "Command refused due to lack of security")
 BAD_SYNTAX = (500, "5.5.2", "Error: bad syntax")
 NOT_ASCII = (500, "5.5.2", "Error: strict ASCII mode")
 LONG_COMMAND = (500, "5.5.2", "Command line too long")
-OF_COMMAND_FAULT = {
+COMMAND_FAULT_REPLIES = {
     CommandFault.TOO_LONG: LONG_COMMAND,
     CommandFault.BARE: (500, "5.5.2", "Error: bare CR, LF or NUL in a command"),
 }
@@ -66,7 +66,7 @@ NO_ROOM = (452, "4.3.1", "Insufficient system storage, try again later")
 
 MAIL_LOOP = (554, "5.4.6", "Error: too many hops, the message is in a mail loop")
 
-OF_FAULT: dict[BodyFault, Text] = {
+BODY_FAULT_REPLIES: dict[BodyFault, Text] = {
     BodyFault.TOO_LONG: (500, "5.6.0", "Line too long (see RFC5321 4.5.3.1.6)"),
     BodyFault.TOO_MUCH: (552, "5.3.4", "Error: Too much mail data"),
     BodyFault.BARE: (550, "5.6.11", "Error: bare CR, LF or NUL in the message"),

@@ -51,7 +51,7 @@ __all__ = ["Chain", "sink_limit"]
 
 log = logging.getLogger("smtpd_fork.handlers")
 
-_OF_DELIVERY = {"handle_DATA", "handle_RCPT"}
+_DELIVERY_HOOKS = {"handle_DATA", "handle_RCPT"}
 """The hooks that several sinks have in common."""
 
 MARGIN_SECONDS = 5.0
@@ -83,7 +83,7 @@ class Chain:
         if any(isinstance(handler, AiosmtpdSink) for handler in self.handlers):
             names.add("handle_DATA")
         if self._delivery is not None:
-            names |= _OF_DELIVERY
+            names |= _DELIVERY_HOOKS
         offer = conditional_offer(self.routes)
         if offer is not None:
             names.add("handle_EHLO")
@@ -122,10 +122,10 @@ class Chain:
 
     def _hooks(self, name: str) -> Iterator[tuple[Route, Hook]]:
         """Yield the hooks *name*, in order; all sinks have one in common if there is a delivery."""
-        delivery = self._delivery if name in _OF_DELIVERY else None
+        delivery = self._delivery if name in _DELIVERY_HOOKS else None
         asked = False
         for route in self.routes:
-            if route.is_sink and name in _OF_DELIVERY and route not in self._sinks:
+            if route.is_sink and name in _DELIVERY_HOOKS and route not in self._sinks:
                 continue
             if route.is_sink and delivery is not None:
                 if not asked:

@@ -165,8 +165,8 @@ def _provisional(
             join = partial(with_later_handlers, hook, filter_, of_client=of_client)
         else:
             continue
-        behind = _provisional(hooks[index + 1 :], redirected=redirected, of_client=of_client)
-        both = join(behind)
+        later = _provisional(hooks[index + 1 :], redirected=redirected, of_client=of_client)
+        both = join(later)
         return _first_answer([*hooks[:index], both])
     return _first_answer(hooks)
 

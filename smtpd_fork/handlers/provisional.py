@@ -39,9 +39,9 @@ def _owner(hook: Hook) -> Any:
 
 
 def with_later_handlers(
-    first: Hook, filter_: AnswersProvisionally, behind: Hook, *, of_client: bool
+    first: Hook, filter_: AnswersProvisionally, later: Hook, *, of_client: bool
 ) -> Hook:
-    """Return a hook that calls *first*, of *filter_*, and then *behind*.
+    """Return a hook that calls *first*, of *filter_*, and then *later*.
 
     :param of_client: for CONNECT or HELO; otherwise for MAIL or RCPT
     """
@@ -53,7 +53,7 @@ def with_later_handlers(
         if provisional is None and status is not MISSING:
             return status
         before = None if of_client else _Before(asked)
-        status = await behind(server, session, *args)
+        status = await later(server, session, *args)
         if provisional is None:
             return status
         answer = provisional.answer(status)

@@ -26,10 +26,10 @@ def redirects(hook: Hook) -> bool:
     return bool(getattr(getattr(function, "__self__", function), "redirects", False))
 
 
-def for_each_address(redirecting: Hook, behind: Hook) -> Hook:
-    """Return a hook RCPT that calls *redirecting*, and then *behind* with each resulting address.
+def for_each_address(redirecting: Hook, later: Hook) -> Hook:
+    """Return a hook RCPT that calls *redirecting*, and then *later* with each resulting address.
 
-    If *behind* rejects one of the addresses, the recipient is rejected: otherwise messages to the
+    If *later* rejects one of the addresses, the recipient is rejected: otherwise messages to the
     recipient would never reach that address.
     """
 
@@ -39,13 +39,13 @@ def for_each_address(redirecting: Hook, behind: Hook) -> Hook:
         known = len(envelope.rcpt_tos)
         status = await redirecting(server, session, envelope, address, options)
         if status is MISSING:
-            return await behind(server, session, envelope, address, options)
+            return await later(server, session, envelope, address, options)
         if not isinstance(status, str) or status[:1] != "2":
             return status
         addresses = envelope.rcpt_tos[known:]
         del envelope.rcpt_tos[known:]
         for each in addresses:
-            answer = await behind(server, session, envelope, each, options)
+            answer = await later(server, session, envelope, each, options)
             if answer is MISSING:
                 envelope.rcpt_tos.append(each)
             elif answer[:1] not in {"2", b"2"}:
@@ -53,5 +53,5 @@ def for_each_address(redirecting: Hook, behind: Hook) -> Hook:
                 return answer
         return status
 
-    both = begins_at_once(redirecting) and begins_at_once(behind)
+    both = begins_at_once(redirecting) and begins_at_once(later)
     return may_end_at_once(handle_RCPT) if both else handle_RCPT

@@ -254,7 +254,9 @@ def test_every_enhanced_status_code_of_this_server_has_a_reason() -> None:
     from smtpd_fork.dialogue import replies
 
     texts = [each for each in vars(replies).values() if isinstance(each, tuple)]
-    texts += list(replies.OF_FAULT.values()) + list(replies.OF_COMMAND_FAULT.values())
+    texts += list(replies.BODY_FAULT_REPLIES.values()) + list(
+        replies.COMMAND_FAULT_REPLIES.values()
+    )
     codes = {text[1] for text in texts if len(text) == 3 and text[0] >= 400}
     strings = [each for each in vars(replies).values() if isinstance(each, str)]
     codes |= {each.split()[1] for each in strings if re.match(r"[45]\d\d \d", each)}
