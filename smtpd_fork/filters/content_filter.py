@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from aiosmtpd.smtp import MISSING, Envelope
 from aiosmtpd.smtp import Session as AnySession
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from smtpd_fork.hops.milter.edited import Parts
     from smtpd_fork.hops.milter.verdict import Edit
 
-__all__ = ["CHANGES_BESIDES", "HEADER_TOO_LARGE", "ContentFilter", "WhenDown"]
+__all__ = ["CHANGES_BESIDES", "HEADER_TOO_LARGE", "ContentFilter", "WhenDown", "in_thread_if_large"]
 
 DISCARDED = "250 2.0.0 Ok: discarded"
 HEADER_TOO_LARGE = "552 5.3.4 The header of the message is too large"
 TOO_LARGE = "552 5.3.4 The message is too large with the changes of a filter"
+
+Result = TypeVar("Result")
 
 WhenDown: TypeAlias = Literal["defer", "accept", "refuse"]
 """Values of the key ``when-down``."""
@@ -43,6 +45,17 @@ CHANGES_BESIDES = 1 << 20
 
 THREAD_BYTES = 1 << 18
 """Bytes of a message above which changes are made in a thread."""
+
+
+async def in_thread_if_large(size: int, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function that copies or hashes a message; in a thread if the message is large.
+
+    :param size: the size of the message, in bytes
+    """
+    if size <= THREAD_BYTES:
+        return function(*arguments)
+    await asyncio.sleep(0)  # see may_end_at_once()
+    return await asyncio.to_thread(function, *arguments)
 
 
 class ContentFilter(Filter):
@@ -101,16 +114,16 @@ class ContentFilter(Filter):
             )
 
         size = len(mail.content) + sum([len(edit.value) for edit in edits])
-        content = await asyncio.to_thread(edited) if size > THREAD_BYTES else edited()
+        content = await in_thread_if_large(size, edited)
         limit = getattr(server, "data_size_limit", None)
         if limit and len(content) > max(limit, len(mail.content)) + CHANGES_BESIDES:
             return TOO_LARGE
         if content is not mail.content:
-            replace_content(envelope, content)
+            await in_thread_if_large(size, replace_content, envelope, content)
         change_envelope(envelope, edits)
         return ""
 
-    def pass_on(self, envelope: Envelope, mail: Mail, quarantine: str | None) -> Any:
+    async def pass_on(self, envelope: Envelope, mail: Mail, quarantine: str | None) -> Any:
         """Return MISSING to pass a message to the next handler, or a reply that ends it here.
 
         A message ends here if it has no recipient left, or if a quarantined message is withheld.
@@ -122,7 +135,8 @@ class ContentFilter(Filter):
         if quarantine is None:
             return MISSING
         self.note(mail, "a message is quarantined", quarantine)
-        return quarantine_by(envelope, quarantine, self._when_quarantined)
+        how = self._when_quarantined
+        return await in_thread_if_large(len(mail.content), quarantine_by, envelope, quarantine, how)
 
     def discard(self, mail: Mail, why: str) -> str:
         """Log that a message is discarded, and return its reply."""

@@ -271,7 +271,7 @@ class Milter(ContentFilter):
             )
             if refusal:
                 return refusal
-        return self.pass_on(envelope, mail, verdict.quarantine)
+        return await self.pass_on(envelope, mail, verdict.quarantine)
 
     def _session_of(self, server: Any, session: AnySession, envelope: Envelope) -> MilterSession:
         """Return the milter session of a client's session, with this transaction begun."""

@@ -16,7 +16,7 @@ from aiosmtpd.smtp import MISSING, Envelope
 from aiosmtpd.smtp import Session as AnySession
 
 from smtpd_fork.dialogue.waiting import may_end_at_once
-from smtpd_fork.filters.content_filter import ContentFilter, WhenDown
+from smtpd_fork.filters.content_filter import ContentFilter, WhenDown, in_thread_if_large
 from smtpd_fork.filters.policy_action import DEFERRING, Action, parse_action
 from smtpd_fork.filters.policy_deferrals import Deferrals
 from smtpd_fork.filters.policy_effects import PolicyEffects
@@ -159,8 +159,8 @@ class Policy(ContentFilter):
         mail = self.mail_of(server, session, envelope)
         if effects.discarded is not None:
             return self.discard(mail, effects.discarded)
-        effects.apply(envelope)
-        return self.pass_on(envelope, mail, effects.held)
+        await in_thread_if_large(len(mail.content), effects.apply, envelope)
+        return await self.pass_on(envelope, mail, effects.held)
 
     def take_provisional(self, asked: Asked) -> Provisional | None:
         """Return and remove the answer of DEFER_IF_PERMIT or DEFER_IF_REJECT; see the base."""

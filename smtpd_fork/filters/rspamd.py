@@ -22,9 +22,9 @@ from smtpd_fork.dialogue.notes import add_score, add_tag, notes_of
 from smtpd_fork.errors import CannotCreateError
 from smtpd_fork.filters.content_filter import (
     HEADER_TOO_LARGE,
-    THREAD_BYTES,
     ContentFilter,
     WhenDown,
+    in_thread_if_large,
 )
 from smtpd_fork.filters.greylist import Greylist
 from smtpd_fork.filters.when_quarantined import WhenQuarantined  # noqa: TC001 - for the settings
@@ -181,7 +181,7 @@ class Rspamd(ContentFilter):
         if not is_quarantined and action not in _ACCEPTED:
             self._note_unknown(action)
         reason = (answer.smtp_message or action) if is_quarantined else None
-        return self.pass_on(envelope, mail, reason)
+        return await self.pass_on(envelope, mail, reason)
 
     async def _refusal(self, action: str, mail: Mail, answer: Answer) -> str:
         """Return the reply to a message that is not passed on, or an empty string."""
@@ -200,8 +200,7 @@ class Rspamd(ContentFilter):
         rspamd's own greylisting module answers "soft reject"; without the module, the action
         "greylist" leaves it to the mail server.
         """
-        large = len(mail.content) > THREAD_BYTES
-        key = await asyncio.to_thread(getattr, mail, "key") if large else mail.key
+        key = await in_thread_if_large(len(mail.content), getattr, mail, "key")
         return self._greylist.delays(key, time.monotonic())
 
     def _note_unknown(self, action: str) -> None:

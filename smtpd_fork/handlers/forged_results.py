@@ -6,14 +6,14 @@ add remain.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from smtpd_fork.dialogue.session import is_on_unix_socket
 from smtpd_fork.dialogue.waiting import begins_at_once, may_end_at_once
+from smtpd_fork.filters.content_filter import in_thread_if_large
 from smtpd_fork.gate import ClientLine, client_reporter
 from smtpd_fork.message.authentication_results import (
     authserv_key,
@@ -76,13 +76,7 @@ class ForgedResults:
             return
         content = envelope.original_content
         ids = self._ids | {authserv_key(server.hostname)}
-        if has_long_header(content):
-            await asyncio.sleep(0)  # continue in a task: see may_end_at_once()
-            cleaned = await asyncio.to_thread(without_results, content, ids)
-        else:
-            cleaned = without_results(content, ids)
-        if cleaned is not content:
-            replace_content(envelope, cleaned)
+        if await in_thread_if_large(len(content), _remove_results, envelope, ids):
             self._report(session)
 
     def _report(self, session: Any) -> None:
@@ -94,6 +88,16 @@ class ForgedResults:
     def close(self) -> None:
         """Log the summaries of lines."""
         self._reporter.close()
+
+
+def _remove_results(envelope: Any, ids: Collection[str]) -> bool:
+    """Remove forged fields; return whether there were any."""
+    content = envelope.original_content
+    cleaned = without_results(content, ids)
+    if cleaned is content:
+        return False
+    replace_content(envelope, cleaned)
+    return True
 
 
 def _is_trusted(server: Any, session: Any) -> bool:

@@ -68,7 +68,7 @@ def without_results(content: bytes, ids: Collection[str]) -> bytes:
             kept.append(content[behind:start])
             behind = position = end
         match = _search(content, position - 1)
-    return b"".join([*kept, content[behind:]]) if behind else content
+    return b"".join([*kept, memoryview(content)[behind:]]) if behind else content
 
 
 def _search(content: bytes, position: int) -> re.Match[bytes] | None:
