@@ -235,6 +235,9 @@ class Messenger:
             self.tried.set()
         self._gate.tell_waiters()
         self._still_waiting = message.sync.waits and self._gate.full
+        needed = self._gate.count + self._gate.limits.reserve + message.sync.waits
+        if self._share.others_wait and message.sync.want > needed:
+            self._wake.set()  # they waited before the message was built, or their hint was lost
 
     def _message(self, *, leaves: bool) -> Message:
         now, about = time.monotonic(), ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,10 +18,12 @@ from support.gates import gate
 from support.raw_server import raw_server, silence
 
 from smtpd_fork.fleet import Fleet, State
-from smtpd_fork.fleet.sync import Answer, FleetError
+from smtpd_fork.fleet.sync import Answer, FleetError, Sync
 from smtpd_fork.gate import Ticket
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from support.redis_server import RedisServer
 
 
@@ -127,46 +130,76 @@ async def test_a_blocked_loop_reads_the_answer_before_the_fleet_is_late(
         assert outage_lines(caplog) == []
 
 
-async def test_a_wake_up_during_a_message_causes_another_message_at_once() -> None:
-    class Steered:
-        """A link that answers when the test releases the answer."""
+class Steered:
+    """A link that answers when the test releases the answer.
 
-        description = "steered"
+    :ivar calls: each message with its answer to come
+    :ivar hints: to be received
+    """
 
-        def __init__(self) -> None:
-            self.calls: asyncio.Queue[asyncio.Future[bytes]] = asyncio.Queue()
+    description = "steered"
 
-        async def open(self) -> None:
-            pass
+    def __init__(self) -> None:
+        self.calls: asyncio.Queue[tuple[Sync, asyncio.Future[bytes]]] = asyncio.Queue()
+        self.hints: asyncio.Queue[str] = asyncio.Queue()
 
-        async def call(self, keys: list[str], message: bytes) -> object:
-            future = asyncio.get_running_loop().create_future()
-            self.calls.put_nowait(future)
-            return await future
+    async def open(self) -> None:
+        pass
 
-        async def hint(self) -> str:
-            await asyncio.Event().wait()
-            raise AssertionError
+    async def call(self, keys: list[str], message: bytes) -> object:
+        future = asyncio.get_running_loop().create_future()
+        self.calls.put_nowait((msgspec.msgpack.decode(message, type=Sync), future))
+        return await future
 
-        async def ask(self, question: str, keys: list[str], message: bytes) -> object:
-            raise FleetError("not here")
+    async def hint(self) -> str:
+        return await self.hints.get()
 
-        async def close(self) -> None:
-            pass
+    async def ask(self, question: str, keys: list[str], message: bytes) -> object:
+        raise FleetError("not here")
 
-    answer = msgspec.msgpack.encode(Answer(False, 1, 0, 0, 0, 0, []))
+    async def close(self) -> None:
+        pass
+
+    async def answer(self, *, slots: int = 0, waiting: int = 0) -> Sync:
+        """Answer the next message, and return it."""
+        sync, future = await self.calls.get()
+        future.set_result(msgspec.msgpack.encode(Answer(False, 1, slots, 0, waiting, 0, [])))
+        return sync
+
+
+@asynccontextmanager
+async def steered() -> AsyncIterator[tuple[Steered, Fleet]]:
+    """Yield a link and a node that has joined, and that renews its lease after 20 s."""
     link = Steered()
     node = Fleet(gate(), link, node="mx", lease=60, timeout=20, connections=4)
     starting = asyncio.create_task(node.start())
-    (await link.calls.get()).set_result(answer)
+    await link.answer(slots=1)
     await starting
-    node.share.wake(True)
-    async with asyncio.timeout(5):  # of the 20 s to the next renewal of the lease
-        under_way = await link.calls.get()
+    async with asyncio.timeout(5):
+        yield link, node
+    stopping = asyncio.create_task(node.stop())
+    await link.answer()
+    await stopping
+
+
+async def test_a_wake_up_during_a_message_causes_another_message_at_once() -> None:
+    async with steered() as (link, node):
+        node.share.wake(True)
+        message = await link.calls.get()
         node.share.wake(True)
         await asyncio.sleep(0.01)
-        under_way.set_result(answer)
-        (await link.calls.get()).set_result(answer)
-    stopping = asyncio.create_task(node.stop())
-    (await link.calls.get()).set_result(answer)
-    await stopping
+        link.calls.put_nowait(message)
+        await link.answer()
+        await link.answer()
+
+
+async def test_a_spare_slot_is_given_up_at_once_though_an_older_answer_follows_the_hint() -> None:
+    async with steered() as (link, node):
+        node.share.wake(True)
+        message = await link.calls.get()
+        link.hints.put_nowait("waiting")
+        await until(lambda: node.share.others_wait)
+        link.calls.put_nowait(message)
+        await link.answer(slots=1)  # of the fleet before the other node had to wait
+        assert (await link.answer(slots=1, waiting=1)).want > 0
+        assert (await link.answer(waiting=1)).want == 0
