@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 from support.control import CONTROL, ask
 from support.daemon import LOCAL, PATIENCE, Daemon, until
-from support.supervised import attempt_auth, children, figures, greetings, limit_failures
+from support.supervised import PATIENT, attempt_auth, children, figures, greetings, limit_failures
 from support.upgrades import TAKEN, Successors
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PATIENT = ("--fleet-timeout", "5s")  # so that a busy machine does not cause an outage
 
 TWO = (*LOCAL, *PATIENT, "--processes", "2", *CONTROL)
 

@@ -16,7 +16,7 @@ from support.daemon import (
     Daemon,
     until,
 )
-from support.supervised import COUNTING, TWO
+from support.supervised import COUNTING, PATIENT, TWO
 from support.upgrades import Load, Successors
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def test_reloads_and_upgrades_lose_no_message_and_refuse_no_connection(tmp_path:
     def count() -> int:
         return taken.read_text().count("\n") if taken.exists() else 0
 
-    with Daemon(*options, "--pid-file", "pid", cwd=tmp_path) as daemon:
+    with Daemon(*options, *PATIENT, "--pid-file", "pid", cwd=tmp_path) as daemon:
         with Load(daemon.port) as load, Successors(daemon) as successors:
             for _ in range(2):
                 before = count()

@@ -15,7 +15,7 @@ from support.daemon import LOCAL, PATIENCE, Daemon, on_both_loops, run, until
 from support.place import only_line
 from support.proxy import V1
 from support.redis_server import RedisServer
-from support.supervised import attempt_auth, greetings, limit_failures
+from support.supervised import PATIENT, attempt_auth, greetings, limit_failures
 
 from smtpd_fork.errors import ExitStatus
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 def clients() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
-
-
-PATIENT = ("--fleet-timeout", "5s")  # so that a busy machine does not cause an outage
 
 
 def status(folder: Path) -> list[dict[str, int]]:

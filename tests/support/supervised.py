@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from smtplib import SMTP
 
 __all__ = [
-    "COUNTING", "TWO", "attempt_auth", "children", "figures", "greetings", "limit_failures", "page",
-    "pids",
+    "COUNTING", "PATIENT", "TWO", "attempt_auth", "children", "figures", "greetings",
+    "limit_failures", "page", "pids",
 ]  # fmt: skip
 
 TWO = (*LOCAL, "--processes", "2")
+
+PATIENT = ("--fleet-timeout", "5s")
+"""So that the processes share their limits even on a busy machine."""
 
 SERVES = r"process (\d) of \d serves, pid (\d+)$"
 
