@@ -200,7 +200,7 @@ def _reason_to_refuse(found: os.stat_result) -> str:
     if found.st_uid not in {0, os.geteuid()}:
         return f"it belongs to another user (uid {found.st_uid}); remove it"
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"others may write to it (mode {stat.S_IMODE(found.st_mode):o}); remove it"
+        return f"other users may write to it (mode {stat.S_IMODE(found.st_mode):o}); remove it"
     if found.st_size > MAX_BYTES:
         return f"it has {found.st_size} bytes, so it is not a pid file"
     return "it has several hard links" if found.st_nlink > 1 else ""

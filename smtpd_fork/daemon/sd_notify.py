@@ -90,7 +90,7 @@ def _watchdog(usec: str | None, pid: str | None) -> float | None:
         if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_WATCHDOG_USEC))):
             raise UsageError(f"{name} {text!r}: expected a whole number")
     if not 0 < int(usec) <= MAX_WATCHDOG_USEC:
-        raise UsageError(f"WATCHDOG_USEC {usec!r}: expected a time of more than 0")
+        raise UsageError(f"WATCHDOG_USEC {usec!r}: expected a number greater than 0")
     if pid is not None and int(pid) != os.getpid():
         return None  # the watchdog is for another process: sd_watchdog_enabled(3)
     return int(usec) / _USEC

@@ -61,7 +61,7 @@ def passed_sockets(environment: MutableMapping[str, str]) -> list[PassedSocket]:
 def _names(text: str | None, number: int) -> list[str]:
     names = [UNNAMED] * number if text is None else text.split(":")
     if len(names) != number:
-        reason = f"{len(names)} names, and LISTEN_FDS says {number}"
+        reason = f"{len(names)} names for {number} descriptors"
         raise UsageError(f"LISTEN_FDNAMES {text!r}: {reason}")
     return names
 

@@ -184,7 +184,7 @@ def _scheme(text: str) -> tuple[str, str]:
     if "no-tls" in flags and "require-tls" in flags:
         raise SettingError("listen", text, "+no-tls and +require-tls contradict each other")
     if "no-tls" in flags and protocol == "smtps":
-        raise SettingError("listen", text, "smtps is implicit TLS, +no-tls is no TLS")
+        raise SettingError("listen", text, "smtps is implicit TLS and excludes +no-tls")
     return "+".join([protocol, *(flag for flag in FLAGS if flag in flags)]), rest
 
 

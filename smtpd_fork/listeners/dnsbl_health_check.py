@@ -97,7 +97,7 @@ class DnsblHealthCheck:
             if (error := error_of(answer)) is not None:
                 return f"answers {answer} ({error})"
         if not_listed:
-            return f"lists {family.not_listed}, which no blocklist may (RFC 5782)"
+            return f"lists {family.not_listed}, which a blocklist must not list (RFC 5782)"
         if not listed and family.required:
-            return f"does not list {family.listed}, which every blocklist must (RFC 5782)"
+            return f"does not list {family.listed}, which a blocklist must list (RFC 5782)"
         return ""

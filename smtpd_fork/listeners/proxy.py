@@ -113,7 +113,7 @@ class ProxyHeaders(WatchedClients):
         self._begin(client, ticket)
 
     def _on_timeout(self, client: PendingClient) -> None:
-        self._close(client, f"it took too long; {TIMEOUT_CAUSES}", logging.WARNING)
+        self._close(client, f"timeout; {TIMEOUT_CAUSES}", logging.WARNING)
 
     def _close(self, client: PendingClient, reason: str, level: int = logging.INFO) -> None:
         session = client.ticket.id or ""

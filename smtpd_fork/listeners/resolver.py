@@ -146,7 +146,7 @@ class Resolver:
             self._warned[what] = since, count + 1
             return
         self._warned[what] = now, 0
-        more = f"; {count} times more before" if count else ""
+        more = f"; {count} more failures since the last warning" if count else ""
         log.warning("%s: clients are accepted without it%s", fault, more)
 
 

@@ -106,7 +106,7 @@ def _listeners(snapshot: Snapshot) -> str:
         (name, *(("?", "?") if queue is None else (queue.waiting, queue.limit)))
         for name, queue in snapshot.queues
     ]
-    return _table(["address", "#waiting", "#at most"], rows, "none are left")
+    return _table(["address", "#waiting", "#at most"], rows, "no listeners")
 
 
 def _sinks(kind: str, states: Sequence[SinkState]) -> str:

@@ -37,7 +37,7 @@ def check_arguments(options: Mapping[str, Any], **arguments: object) -> None:
             wanted = _TYPES[name].__name__
             raise TypeError(f"{name} must be a {wanted}, not {type(value).__name__}{hint}")
     if arguments.get("config") is not None and options:
-        raise TypeError(f"either config or options, not both: {', '.join(options)}")
+        raise TypeError(f"give either config or options, not both: {', '.join(options)}")
     if arguments.get("gate") is not None and (both := GATE_SETTINGS & options.keys()):
         raise TypeError(f"the gate has its own {' and '.join(sorted(both))}")
 

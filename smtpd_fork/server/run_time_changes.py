@@ -143,8 +143,8 @@ class RunTimeChanges(ABC):
         """End the sessions of this server whose ticket is *chosen*, also before the greeting.
 
         A client that is idle, sends a message, or waits for the greeting gets 421, and its
-        connection is closed. While a handler works for the client, its reply is sent first. A
-        client in a TLS handshake, or before a handshake of implicit TLS, gets no reply.
+        connection is closed. While a handler works for the client, the handler's reply is sent
+        first. A client in a TLS handshake, or before one of implicit TLS, gets no reply.
 
         :param chosen: returns whether to end the session with a ticket
         :returns: number of sessions

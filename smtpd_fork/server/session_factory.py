@@ -34,7 +34,7 @@ CLIENTS_PER_BUDGET = 8
 
 _SERVER_KEYWORDS = {
     "lmtp": "listen=['lmtp:...']",
-    "loop": "the loop that runs",
+    "loop": "the running event loop",
     "on_close": "handle_DISCONNECT",
     "peer": "session.peer",
     "require_starttls": "Server(require_starttls=...)",

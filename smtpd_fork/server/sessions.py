@@ -139,7 +139,7 @@ class Sessions:
             self._connect(connection, client.sock)
 
     def _not_begun(self, client: AcceptedClient, error: Exception) -> None:
-        what = "a session could not be begun"
+        what = "cannot begin a session"
         line = ClientLine.of(listeners_log, logging.ERROR, client.peer, what, summary(error))
         self._reporter.note(line, error=error)
 

@@ -188,7 +188,7 @@ def test_a_file_of_another_user_is_refused(path: Path) -> None:
 def test_a_file_that_other_users_may_write_is_refused(path: Path, mode: int) -> None:
     path.write_text("1\n")
     path.chmod(mode)
-    with pytest.raises(CannotCreateError, match=f"others may write to it \\(mode {mode:o}"):
+    with pytest.raises(CannotCreateError, match=f"other users may write to it \\(mode {mode:o}"):
         PidFile.acquire(path)
     assert path.read_text() == "1\n"
 

@@ -281,7 +281,7 @@ def test_implicit_tls_requires_a_certificate(tmp_path: Path) -> None:
         ("1", None, None, "LISTEN_PID is missing"),
         ("1", "me", None, "LISTEN_PID 'me': expected"),
         ("1", "1", None, "LISTEN_PID '1': the sockets are not for this process"),
-        ("2", "{own}", "smtp", "LISTEN_FDNAMES 'smtp': 1 names, and LISTEN_FDS says 2"),
+        ("2", "{own}", "smtp", "LISTEN_FDNAMES 'smtp': 1 names for 2 descriptors"),
         ("1", "{own}", "a:b", "LISTEN_FDNAMES"),
         ("1000", "{own}", None, "is not open"),
     ],

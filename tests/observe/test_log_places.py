@@ -153,7 +153,7 @@ def test_entries_are_lost_without_syslogd_and_their_number_is_logged_later(
         with bound(path) as second:
             log.info("three")
             assert second.recv(1000).endswith(b"INFO three")
-            told = b"WARNING 1 entries of the log were lost: it could not be written"
+            told = b"WARNING 1 log entries were lost: they could not be written"
             assert second.recv(1000).endswith(told)
 
 

@@ -222,7 +222,7 @@ class Administration:
         except SettingError as error:
             raise RequestError(Fault.REFUSED, printable(str(error), 1000)) from None
         if not removed:
-            text = f"{shown} was not denied at run time; the lists of --deny are changed in files"
+            text = f"{shown} was not denied at run time; remove entries of --deny from its files"
             raise RequestError(Fault.UNKNOWN, text)
         log.info("control: %s: undeny %s", who, shown)
         return {"network": shown, "untold": await self._unshared_reason()}

@@ -211,7 +211,7 @@ class Control(Service):
 
     def _admit(self, sock: socket.socket, peer: _Peer) -> None:
         if not peer.is_permitted:
-            text = f"uid {peer.uid} has no permission: only root and the daemon's user have"
+            text = f"uid {peer.uid} has no permission: only root and the user of the daemon do"
             self._refuse(sock, peer, RequestError(Fault.PERMISSION, text))
         elif len(self._clients) >= MAX_CLIENTS:
             text = f"there are {MAX_CLIENTS} clients already; try again"
@@ -259,7 +259,7 @@ class Control(Service):
             except asyncio.IncompleteReadError:
                 return
             except asyncio.LimitOverrunError:
-                text = f"a request has {protocol.MAX_REQUEST} bytes at most"
+                text = f"a request may have at most {protocol.MAX_REQUEST} bytes"
                 await self._send(writer, protocol.encode_fault(RequestError(Fault.REQUEST, text)))
                 return
             await self._send(writer, await self._answer(line, peer))

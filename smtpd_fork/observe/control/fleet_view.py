@@ -31,7 +31,7 @@ async def fleet_view(server: Observed, client: str | None) -> dict[str, Any]:
     """
     fleet = server.fleet
     if fleet is None:
-        raise RequestError(Fault.REFUSED, "this daemon is in no fleet: it was started without "
+        raise RequestError(Fault.REFUSED, "this daemon is not in a fleet: it was started without "
                            "--fleet")  # fmt: skip
     checks = [] if client is None else _checks_of(client, server.gate)
     try:

@@ -225,7 +225,7 @@ class LogQueue(logging.Handler):
         if not lost:
             return
         failed = self._failed
-        text = f"{lost} entries of the log were lost: it could not be written"
+        text = f"{lost} log entries were lost: they could not be written"
         if self._write(self._encode(_record(logging.WARNING, text, lost=lost))):
             self._reported += lost
         else:
