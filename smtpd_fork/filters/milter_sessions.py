@@ -99,7 +99,7 @@ class MilterSessions:
         return len(self._kept)
 
     def _key(self, session: AnySession) -> Any:
-        """Return the key of a session: its id if it has one, as STARTTLS replaces its object."""
+        """Return the key of a session; with *live* it is the id: STARTTLS replaces the object."""
         name = getattr(session, "id", "") if self._live else ""
         return name or weakref.ref(session)
 

@@ -119,7 +119,7 @@ class Rspamd(ContentFilter):
         self._servers.check()
 
     def prepare(self) -> None:
-        """Check the servers, unless :meth:`check` has done so."""
+        """Check the servers the first time; do nothing later."""
         self._servers.prepare()
 
     @property

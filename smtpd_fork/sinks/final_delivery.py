@@ -121,7 +121,8 @@ async def in_parallel(deliveries: Sequence[Coroutine[Any, Any, str]]) -> list[st
     """Run the deliveries of a message concurrently; return their replies.
 
     If it is cancelled after some deliveries have finished, their replies are returned, with 451 for
-    the others. So the client does not send the message to the finished recipients again.
+    the others. If the client sends the message again to all recipients, because SMTP has only one
+    reply for all, then only the recipients of finished deliveries get it twice.
 
     :raises asyncio.CancelledError: it was cancelled before any delivery has finished
     """

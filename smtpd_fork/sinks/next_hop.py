@@ -94,7 +94,7 @@ class NextHop(Sink):
     def check(self) -> None:
         """Check that libraries and files for DNS and TLS are available; do not connect to the hop.
 
-        :raises ConfigError: a library or a file is missing
+        :raises ConfigError: DNS or TLS cannot be used: for example, a library or a file is missing
         """
         Lookup(self.target)
         if self.target.tls != "no":

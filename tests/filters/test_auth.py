@@ -228,7 +228,7 @@ async def test_without_tls_a_password_is_accepted_only_if_configured(
 
 def test_exactly_one_backend_has_to_be_configured(users: str) -> None:
     for keys in ({}, {"users": users, "dovecot": "unix:/run/x"}):
-        with pytest.raises(HandlerError, match="needs one of users, dovecot and authenticator"):
+        with pytest.raises(HandlerError, match="exactly one of users, dovecot and authenticator"):
             Auth(**keys)  # type: ignore[arg-type]  # only the number of arguments matters
 
 

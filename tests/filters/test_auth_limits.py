@@ -125,7 +125,7 @@ async def test_attempts_wait_for_a_thread_and_get_454_when_too_many_wait(
                 assert (await client.say(RIGHT)).code == 235
 
 
-async def test_one_network_cannot_occupy_all_threads(
+async def test_one_network_cannot_fill_the_queue_of_attempts(
     certificates: Certificates, users: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(password_threads, "MOST_OF_NETWORK", 2)

@@ -39,7 +39,7 @@ def opened() -> Conversation:
     return conversation
 
 
-def heard(stream: bytes, cuts: list[int]) -> tuple[object, ...]:
+def results_of(stream: bytes, cuts: list[int]) -> tuple[object, ...]:
     """Return the results of a conversation for a stream that is received in pieces."""
     conversation, answers, garbage = Conversation(7), [], ""
     edges = sorted({0, len(stream), *(min(cut, len(stream)) for cut in cuts)})
@@ -58,7 +58,7 @@ def test_the_answers_do_not_depend_on_how_the_stream_is_split(
     lines: list[bytes], cuts: list[int], opening: bool
 ) -> None:
     stream = (OPENING.encode() if opening else b"") + b"".join(line + b"\n" for line in lines)
-    assert heard(stream, cuts) == heard(stream, [])
+    assert results_of(stream, cuts) == results_of(stream, [])
 
 
 def test_the_opening_lists_the_mechanisms_and_whether_they_reveal_the_password() -> None:

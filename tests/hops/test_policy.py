@@ -25,7 +25,7 @@ def asked() -> tuple[PolicyClient, PolicyRequest]:
     return client, question
 
 
-def told(answer: bytes, cuts: list[int]) -> tuple[State, str | None, str]:
+def result_of(answer: bytes, cuts: list[int]) -> tuple[State, str | None, str]:
     """Return the result of an answer that is received in pieces."""
     client, question = asked()
     edges = sorted({0, len(answer), *(cut % (len(answer) + 1) for cut in cuts)})
@@ -41,7 +41,7 @@ def told(answer: bytes, cuts: list[int]) -> tuple[State, str | None, str]:
 @example(b"\n", [])
 @example(b"\r\n", [1])
 def test_an_answer_does_not_depend_on_how_it_is_split(answer: bytes, cuts: list[int]) -> None:
-    assert told(answer, cuts) == told(answer, [])
+    assert result_of(answer, cuts) == result_of(answer, [])
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_action_is_one_of_the_lines(answer: bytes, action: str) -> None:
 )
 def test_an_invalid_answer_breaks_the_connection(answer: bytes, reason: str) -> None:
     for cuts in ([], [1], [8192], [8193], [8194], list(range(0, 9000, 100))):
-        state, action, fault = told(answer, cuts)
+        state, action, fault = result_of(answer, cuts)
         assert (state, action) == (State.BROKEN, None)
         assert fault.startswith(reason)
 
@@ -84,7 +84,7 @@ def test_an_answer_of_the_maximum_length_is_accepted_and_a_longer_one_is_not() -
         answer = b"action=" + b"x" * (LONGEST_ANSWER - 7 + more)
         for end in (b"\n\n", b"\r\n\r\n"):
             for cuts in ([], [8190], [8191], [8192], [8193], [8194], [8195], [8196]):
-                state, _, _ = told(answer + end, cuts)
+                state, _, _ = result_of(answer + end, cuts)
                 assert (state is State.READY) == taken
 
 

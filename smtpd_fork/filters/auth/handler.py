@@ -103,7 +103,7 @@ class Auth(Filter):
         timeout: Seconds = 60.0,
     ) -> None:
         if sum(each is not None for each in (users, dovecot, authenticator)) != 1:
-            raise HandlerError("needs one of users, dovecot and authenticator")
+            raise HandlerError("exactly one of users, dovecot and authenticator is required")
         self._file: UsersFile | None = None
         self._backend: Backend
         if users is not None:

@@ -23,7 +23,7 @@ MOST_WAITING = 64
 """Maximum attempts that wait for a thread, one per client: about 4 s of work."""
 
 MOST_OF_NETWORK = 16
-"""Maximum attempts of one network, about a quarter of all: no /24 or /48 can occupy all threads."""
+"""Maximum attempts of one network, about a quarter of all, so that none fills the queue."""
 
 T = TypeVar("T")
 

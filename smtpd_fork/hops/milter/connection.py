@@ -220,8 +220,8 @@ async def _connect(address: HopAddress, made: MilterConnection, seconds: float) 
 def _connected(path: str) -> socket.socket | None:
     """Return a connected unix socket; None if the backlog of the milter is full.
 
-    Connecting a unix socket never blocks. With a full backlog it fails with EAGAIN, which asyncio
-    would take for a connection in progress.
+    A non-blocking unix socket is connected immediately, or fails with EAGAIN if the backlog is
+    full. asyncio would take EAGAIN for a connection in progress.
 
     :raises OSError: the milter cannot be reached
     """
