@@ -59,6 +59,7 @@ class SharedLimits:
         self._ledger = Ledger()
         self._send_hint = send_hint
         self._ledger_owner: OtherSupervisor | None = None
+        self._senders: dict[str, Participant] = {}
 
     @property
     def ledger_owner(self) -> OtherSupervisor | None:
@@ -71,7 +72,9 @@ class SharedLimits:
         :param kind: ``sync``, or ``fleet`` for the other questions
         """
         sync = _decoder.decode(body[1]) if kind == "sync" else None
-        if sync is not None:
+        # A message that comes back from a supervisor which has just handed the ledger over is not
+        # of a process of that supervisor.
+        if sync is not None and self._senders.setdefault(sync.node, participant) is participant:
             participant.nodes.add(sync.node)
         if self._ledger_owner is not None:
             return self._forward(self._ledger_owner, participant, kind, body)
@@ -111,6 +114,7 @@ class SharedLimits:
         if self._ledger_owner is not None:
             self._ledger_owner.notify("left", sorted(nodes))
         for node in nodes:
+            self._senders.pop(node, None)
             self._ledger.remove(node)
 
     # -- an upgrade ----------------------------------------------------------------------------
@@ -122,7 +126,7 @@ class SharedLimits:
     def hand_over_ledger(self, other: OtherSupervisor) -> None:
         """Hand the ledger over to the new supervisor, and forward all messages to it."""
         other.notify("ledger", self._ledger.snapshot())
-        self._ledger_owner = other
+        self._ledger, self._ledger_owner = Ledger(), other
 
     def receive_ledger(self, ledger: bytes) -> None:
         """Keep the ledger of the old supervisor from now on."""

@@ -76,7 +76,7 @@ class Upgrades:
         other.close()
         del self._others[other]
         self._limits.supervisor_ended(other)
-        self.set_full(other, full=True)
+        self.set_full(other, full=False)  # it is not asked about any more
 
     @property
     def _dependents(self) -> list[OtherSupervisor]:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest.mock import AsyncMock, Mock
 
+import msgspec
+
 import smtpd_fork.supervisor.upgrades as upgrades_module
+from smtpd_fork.fleet.ledger import Ledger
+from smtpd_fork.fleet.sync import Sync, decode, encode
+from smtpd_fork.fleet.view import View
 from smtpd_fork.supervisor.channel import Channel
 from smtpd_fork.supervisor.other_supervisor import ALL_SECONDS
 from smtpd_fork.supervisor.upgrades import Upgrades
@@ -40,6 +46,7 @@ class Answers:
 
     def __init__(self, pid: int, *, answers: bool) -> None:
         self.pid = pid
+        self.nodes: set[str] = set()
         self._answers = answers
 
     def notify(self, kind: str, body: object) -> None:
@@ -82,3 +89,63 @@ async def test_no_old_process_drains_for_a_message_from_before_the_upgrade_faile
             assert not second.stop_accepting.called
             await another.ask("serves", (2, 2))
             second.stop_accepting.assert_called_once_with()
+
+
+KEY = "c:192.0.2.1"
+
+
+def sync(node: str, *sessions: int) -> Any:
+    """Return a message of a process with so many sessions of one client."""
+    counts = [1, *sessions] if sessions else []
+    message = Sync(node, lease=60_000, keep=90_000, limit=0, sessions=0, want=0, counts=counts)
+    return [KEY], encode(message)
+
+
+async def answer_to(upgrades: Upgrades, process: Any, kind: str, body: object) -> bytes:
+    answer = upgrades.answer(process, kind, body)
+    data: bytes = answer if isinstance(answer, bytes) else await answer
+    return data
+
+
+async def counted(upgrades: Upgrades, process: Any) -> dict[str, int]:
+    """Return the sessions of the client, by process."""
+    question = ("view", [KEY], msgspec.msgpack.encode((0, [False])))
+    data = await answer_to(upgrades, process, "fleet", question)
+    view = msgspec.msgpack.decode(data, type=View)
+    return dict(view.held[0])
+
+
+async def test_the_end_of_the_old_supervisor_removes_no_count_of_a_new_process() -> None:
+    ours, its = socket.socketpair()
+    old = Channel(ours)
+
+    async def hand_over(kind: str, body: object) -> object:
+        """Hand the ledger over while a message of a new process is under way to it."""
+        if kind == "sync":
+            old.notify("ledger", Ledger().snapshot())
+            return await old.ask(kind, body)
+        return None
+
+    old.answer = hand_over
+    await old.start()
+    upgrades = Upgrades([], its)
+    await upgrades.join()
+    process: Any = Answers(1, answers=True)
+    await answer_to(upgrades, process, "sync", sync("mx", 3))
+    assert await counted(upgrades, process) == {"mx": 3}
+    old.close()
+    await upgrades.wait_for_others()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert await counted(upgrades, process) == {"mx": 3}
+
+
+async def test_a_supervisor_whose_successor_has_ended_starts_a_new_ledger() -> None:
+    upgrades = Upgrades([], None)
+    process: Any = Answers(1, answers=True)
+    async with new_supervisor(upgrades):
+        await answer_to(upgrades, process, "sync", sync("mx", 3))
+        upgrades.hand_over_ledger()
+    answer = decode(await answer_to(upgrades, process, "sync", sync("mx")), 0)
+    assert answer.fresh, "the process sends all its counts again"
+    assert await counted(upgrades, process) == {}
