@@ -70,7 +70,7 @@ def led_to(state: State, common: Shared) -> Offline:
     return offline
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["fast path", "slow path"])
+@pytest.mark.parametrize("fast", [True, False], ids=["fast path", "general path"])
 @pytest.mark.parametrize("state", TAKES_COMMANDS)
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_a_command_behaves_as_its_row_says(command: Command, state: State, fast: bool) -> None:

@@ -1,4 +1,4 @@
-"""The fast path, the slow path, and input in packets: all give the same dialogue."""
+"""The fast path, the general path, and input in packets: all give the same dialogue."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Waiting(AtOnce):
 async def talk(handler: Any, packets: Sequence[bytes], *, fast: bool = True) -> Result:
     """Return the result of a dialogue.
 
-    :param fast: False: only the slow path is used
+    :param fast: False: only the general path is used
     """
     session = SMTP(
         handler,
@@ -136,7 +136,7 @@ def runner() -> Any:
 @example(stream=b"HELO x\r\nMAIL FROM:<raise@b.example>\r\nRSET\r\nNOOP\r\n", places=[])
 @example(stream=b"NOOP\r\n" * (3 * EVENTS_A_TURN) + b"QUIT\r\nNOOP\r\n", places=[])
 @settings(deadline=None)
-def test_fast_path_slow_path_and_any_packets_give_the_same_dialogue(
+def test_fast_path_general_path_and_any_packets_give_the_same_dialogue(
     runner: asyncio.Runner, handler: Any, stream: bytes, places: list[int]
 ) -> None:
     expected = runner.run(talk(handler(), [stream], fast=False))
@@ -156,7 +156,7 @@ def test_fast_path_slow_path_and_any_packets_give_the_same_dialogue(
 @example(line=b"MAIL FROM:<a@" + b"b" * 63 + b">")
 @example(line=b"RCPT TO:<a@" + b"b" * 32 + b"." + b"c" * 31 + b">")
 @example(line=b"RCPT TO:<a@b." + b"c" * 64 + b">")
-def test_the_slow_path_reads_commands_of_the_fast_path_alike(line: bytes) -> None:
+def test_the_general_path_reads_commands_of_the_fast_path_alike(line: bytes) -> None:
     assume(b"\r\n" not in line)  # it is one line
     match = frequent(line + b"\r\n")
     if match is None or match.end() > LONGEST:
@@ -181,7 +181,7 @@ def test_the_slow_path_reads_commands_of_the_fast_path_alike(line: bytes) -> Non
 
 
 def test_a_session_uses_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the tests above would compare the slow path with itself."""
+    """Otherwise the tests above would compare the general path with itself."""
     monkeypatch.setattr(Framer, "feed", None)
     packets = [
         b"EHLO x\r\n", b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n",
