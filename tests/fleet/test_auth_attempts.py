@@ -78,7 +78,9 @@ async def test_a_client_has_as_many_attempts_on_all_nodes_together_as_on_one(
         for number, server in enumerate((here, there, here)):
             assert await attempt(server, wrong(number)) == 535
         assert await attempt(here, RIGHT) == 421
-        assert await attempt(there, wrong(3)) == 535, "it learns of the others with this one"
+        assert await attempt(there, wrong(3)) == 535, (
+            "the answer to this attempt contains the others"
+        )
         assert await attempt(there, RIGHT) == 421
         assert await attempt(there, RIGHT, "127.0.0.2") == 235
 
@@ -123,11 +125,15 @@ async def test_a_user_has_as_many_attempts_on_all_nodes_together_as_on_one(
         for number, server in enumerate((here, there, here)):
             assert await attempt(server, wrong(number), f"127.0.0.{number + 2}") == 535
         assert await attempt(here, RIGHT) == 454
-        assert await attempt(there, wrong(3)) == 535, "it learns of the others with this one"
+        assert await attempt(there, wrong(3)) == 535, (
+            "the answer to this attempt contains the others"
+        )
         assert await attempt(there, RIGHT) == 454
         assert await attempt(here, plain("carol", "guess")) == 535
         for server in (here, there):
-            assert await attempt(server, RIGHT, "127.0.0.9") == 235, "it was this user at one node"
+            assert await attempt(server, RIGHT, "127.0.0.9") == 235, (
+                "a client that has logged in at one node"
+            )
 
 
 async def test_a_node_without_its_fleet_counts_the_failures_of_a_user_alone(
@@ -150,7 +156,7 @@ async def test_redis_gets_only_hashes_of_names_and_they_expire(redis: RedisServe
         assert await attempt(server, plain("bob" * 80, "guess"), "127.0.0.9") == 535
         with redis.client() as client:
             kept = client.keys("*:a:*")
-            assert len(kept) == 6, "names and keys of hashes: of a client, a user and a log-in"
+            assert len(kept) == 6, "names and hash keys: of a client, a user and a log-in"
             assert all(len(each) < 80 for each in kept)
             assert not any(word in each for each in kept for word in (b"bob", b"127.0.0"))
             assert all(client.pttl(each) > 0 for each in kept)
@@ -208,7 +214,7 @@ class Counts:
         self.keys = Keys(f"failures{next(prefixes)}")
         self.ledger = AuthAttemptLedger()
 
-    def tell(self, host: str, message: AuthAttempt, now: int) -> list[dict[str, int]]:
+    def send(self, host: str, message: AuthAttempt, now: int) -> list[dict[str, int]]:
         names = [*self.keys.fixed, self.keys.of(host), self.keys.of(OF_HASH)]
         data = msgspec.msgpack.encode(message)
         script = QUESTIONS["auth_attempts"]
@@ -229,7 +235,7 @@ def test_redis_and_the_ledger_count_the_same_failures(
 ) -> None:
     counts = Counts(client)
     for host, guess, most in steps:
-        answers = counts.tell(host, attempt_of(f"{guess:04x}", most, 3_600_000), 1000)
+        answers = counts.send(host, attempt_of(f"{guess:04x}", most, 3_600_000), 1000)
         assert answers[0].keys() == answers[1].keys()
         assert all(3_500_000 < left <= 3_600_000 for each in answers for left in each.values())
         assert 0 < client.pttl(counts.keys.of(host)) <= 3_600_000
@@ -237,11 +243,11 @@ def test_redis_and_the_ledger_count_the_same_failures(
 
 def test_expired_failures_are_removed(client: redis_py.Redis) -> None:
     counts, host, hour = Counts(client), CLIENTS[0], 3_600_000
-    counts.tell(host, attempt_of("0001", 2, 1), 1000)
-    counts.tell(host, attempt_of("0002", 2, hour), 1000)
-    while "0003" not in counts.tell(host, attempt_of("0003", 2, hour), 1001)[0]:
-        pass  # there is no room for it until the first one is old
-    answers = counts.tell(host, attempt_of("0004", 2, hour), 1001)
+    counts.send(host, attempt_of("0001", 2, 1), 1000)
+    counts.send(host, attempt_of("0002", 2, hour), 1000)
+    while "0003" not in counts.send(host, attempt_of("0003", 2, hour), 1001)[0]:
+        pass  # it is not added before the first one has expired
+    answers = counts.send(host, attempt_of("0004", 2, hour), 1001)
     assert [each.keys() for each in answers] == [{"0002", "0003"}] * 2
     assert set(client.hkeys(counts.keys.of(host))) == {b"0002", b"0003"}
 
@@ -251,32 +257,32 @@ def test_failures_expire_although_the_clock_was_set_back(
 ) -> None:
     counts, host = Counts(client), CLIENTS[0]
     client.hset(counts.keys.of(host), "0001", 1 << 52)
-    assert counts.tell(host, attempt_of("0002", 2, 60_000), 1000)[0].keys() == {"0002"}
+    assert counts.send(host, attempt_of("0002", 2, 60_000), 1000)[0].keys() == {"0002"}
 
 
 def test_an_attempt_with_another_hash_key_is_not_counted_and_the_answer_has_the_key(
     client: redis_py.Redis,
 ) -> None:
     counts, host = Counts(client), CLIENTS[0]
-    counts.tell(host, attempt_of("0001", 3, 60_000), 1000)
-    assert counts.tell(host, attempt_of("0002", 3, 60_000, ANOTHER), 1000) == [{}, {}]
+    counts.send(host, attempt_of("0001", 3, 60_000), 1000)
+    assert counts.send(host, attempt_of("0002", 3, 60_000, ANOTHER), 1000) == [{}, {}]
     assert client.get(counts.keys.of(OF_HASH)) == KEY.hex().encode()
     assert 0 < client.pttl(counts.keys.of(OF_HASH)) <= 60_000
-    assert counts.tell(host, attempt_of("0003", 3, 60_000), 1000)[0].keys() == {"0001", "0003"}
+    assert counts.send(host, attempt_of("0003", 3, 60_000), 1000)[0].keys() == {"0001", "0003"}
 
 
 def test_a_message_that_only_reads_adds_nothing(client: redis_py.Redis) -> None:
     counts, host = Counts(client), CLIENTS[0]
-    assert counts.tell(host, attempt_of("", 3, 60_000), 1000) == [{}, {}]
-    counts.tell(host, attempt_of("0001", 3, 60_000), 1000)
-    answers = counts.tell(host, attempt_of("", 3, 60_000), 1000)
+    assert counts.send(host, attempt_of("", 3, 60_000), 1000) == [{}, {}]
+    counts.send(host, attempt_of("0001", 3, 60_000), 1000)
+    answers = counts.send(host, attempt_of("", 3, 60_000), 1000)
     assert [each.keys() for each in answers] == [{"0001"}] * 2
 
 
 def test_a_repeated_attempt_counts_from_its_last_time(client: redis_py.Redis) -> None:
     counts, host = Counts(client), CLIENTS[0]
-    counts.tell(host, attempt_of("0001", 1, 60_000), 1000)
-    answers = counts.tell(host, attempt_of("0001", 1, 3_600_000), 1000)
+    counts.send(host, attempt_of("0001", 1, 60_000), 1000)
+    answers = counts.send(host, attempt_of("0001", 1, 3_600_000), 1000)
     assert all(each["0001"] > 3_500_000 for each in answers)
 
 

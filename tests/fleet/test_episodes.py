@@ -77,13 +77,13 @@ def test_an_episode_soon_after_another_is_logged_only_if_it_lasts(
     episodes.begin("killed", 1000)
     episodes.end(1001, 2)
     assert len(outage_lines()) == 2
-    episodes.begin("killed for good", 1010)
-    episodes.begin("killed for good", 1060)
+    episodes.begin("Redis was killed", 1010)
+    episodes.begin("Redis was killed", 1060)
     assert outage_lines() == []
-    episodes.begin("killed for good", 1061)
-    episodes.begin("killed for good", 1200)
+    episodes.begin("Redis was killed", 1061)
+    episodes.begin("Redis was killed", 1200)
     assert outage_lines() == [
-        "ERROR fleet out of reach, the limits of this node apply: killed for good"
+        "ERROR fleet out of reach, the limits of this node apply: Redis was killed"
     ]
     episodes.end(1300, 2)
     assert outage_lines()[0].startswith("WARNING fleet in reach again after 290.0 s: 2 nodes")

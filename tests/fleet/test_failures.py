@@ -153,7 +153,7 @@ async def test_a_redis_that_is_slow_is_asked_again_once_an_answer_is_in_time(
         proxy.delay = 0
         await in_state(servers, State.UP)
         await wait_until_all_sent(servers)
-        assert (await arrivals(servers, 4))[0] == [], "both know what both hold"
+        assert (await arrivals(servers, 4))[0] == [], "both nodes know all sessions"
         assert sorted(line.split()[0] for line in outage_lines(caplog)) == [
             *["ERROR"] * 2,
             *["WARNING"] * 2,
@@ -254,7 +254,7 @@ async def test_a_redis_that_refuses_causes_one_clear_line_and_is_used_again_once
         with redis.client() as client:
             breaks(client)
             admitted, refused = await arrivals(servers, 7)
-            assert (len(admitted), len(refused)) == (5, 2), "the node's own limit holds"
+            assert (len(admitted), len(refused)) == (5, 2), "the limit of the node applies"
             await until(lambda: outage_lines(caplog))
             mends(client)
             await in_state(servers, State.UP)
@@ -310,11 +310,11 @@ async def test_after_a_partition_the_lost_nodes_slots_are_free_and_its_own_limit
         admitted: list[Client] = []
         for _ in range(12):
             client = await Client.to(others[0].addresses[0])
-            assert (await client.reply()).code == 220, "in the end it has all slots"
+            assert (await client.reply()).code == 220, "at the end it has all slots"
             admitted.append(client)
         assert fleet(cut_off[0]).state is not State.UP
         alone, _ = await arrivals(cut_off, 3)
-        assert len(alone) == 3, "half of the limit of the fleet, as it was of two nodes"
+        assert len(alone) == 3, "half of the fleet's limit, as there were two nodes"
         proxy.drops = False
         await in_state(cut_off, State.UP)
         assert cut_off[0].gate.full

@@ -101,7 +101,7 @@ async def test_of_a_thousand_clients_at_once_those_without_a_slot_are_refused_wi
             admitted += more
             if len(admitted) == 200:
                 break
-        assert len(admitted) == 200, "those that come again get the rest"
+        assert len(admitted) == 200, "clients that connect again get the other slots"
         assert watch.most == 200
         await close_all(admitted)
 
@@ -123,7 +123,7 @@ async def test_a_client_that_reconnects_constantly_gets_its_limit_and_rarely_rea
                 asked.update(fleet(server).counts.outcomes)
             assert len(admitted) == 50
             assert refusals == 950
-            assert asked["refused"] < refusals / 2, "most were known to be over their limit"
+            assert asked["refused"] < refusals / 2, "most were refused without a question"
             await close_all(admitted)
             await wait_until_all_sent(servers)
             await until(lambda: sum(server.gate.count for server in servers) == 0)
@@ -133,7 +133,7 @@ async def test_a_client_that_reconnects_constantly_gets_its_limit_and_rarely_rea
         for _ in range(3):
             more, _ = await arrivals(servers, 40)
             again += more
-        assert len(again) == 10, "of sixty an hour ten were left"
+        assert len(again) == 10, "ten of sixty per hour were left"
         await close_all(again)
 
 
@@ -170,10 +170,10 @@ async def test_twenty_thousand_clients_leave_nothing_in_a_node_and_little_in_red
             assert (share.held, share.over, share.refused_sessions) == ({}, {}, {})
             assert not node.node._sent
             each = (held - empty) / number / pieces
-            assert each < 2 * 400, "bytes of a client with a session and a rate"
+            assert each < 2 * 400, "bytes per client with a session and a rate"
             assert client.keys("*:c:*") == []
             some = [key for key, _ in zip(client.scan_iter("*:r:*"), range(100), strict=False)]
-            assert all(0 < client.pttl(key) <= 36_000 for key in some), "an hour by a hundred"
+            assert all(0 < client.pttl(key) <= 36_000 for key in some), "a hundredth of an hour"
             for each_over in range(2 * MAX_KNOWN):
                 share.mark_over(f"c:{each_over}", 3, 1e9)
             assert len(share.over) <= MAX_KNOWN

@@ -86,7 +86,7 @@ class Machine:
                 return
             self.send(arrives=True)
             self.receive()
-        raise AssertionError("there is always something to tell")
+        raise AssertionError("there is always something to send")
 
 
 class Fleet(RuleBasedStateMachine):

@@ -94,11 +94,11 @@ def test_the_slots_of_a_killed_node_are_free_after_its_lease(
     here.signal(signal.SIGKILL)
     until(there.greets, "the counts of the killed node end")
     assert time.monotonic() - began < LEASE + 1 + 2  # 2 for a busy machine
-    until(lambda: len(there.clients) == 6 or not there.greets(), "it has all that one client may")
+    until(lambda: len(there.clients) == 6 or not there.greets(), "the client has its maximum")
     assert len(there.clients) == 6
     with redis.client() as client:
         assert sessions_in(client, ONE) == 6
-    until(lambda: len(slots_in(redis)) == 1, "the slots of the killed node are gone")
+    until(lambda: len(slots_in(redis)) == 1, "the slots of the killed node are free")
 
 
 def stopped_and_resumed(
@@ -114,7 +114,7 @@ def stopped_and_resumed(
     waiting = [stack.enter_context(closing(here.connect())) for _ in range(3)]
     time.sleep(max(0.0, began + seconds - time.monotonic()))
     here.signal(signal.SIGCONT)
-    until(lambda: sorted(slots_in(redis)) == [(3, 3), (12, 12)], "both tell what they hold")
+    until(lambda: sorted(slots_in(redis)) == [(3, 3), (12, 12)], "both have sent their slots")
     for client in waiting:
         client.settimeout(0.2)
         with pytest.raises(TimeoutError):
@@ -122,7 +122,7 @@ def stopped_and_resumed(
         client.settimeout(PATIENCE)
     there.leave(6)
     assert [client.recv(4) for client in waiting] == [b"220 "] * 3
-    until(lambda: min(slots_in(redis))[1] == 6, "the fleet has shrunk to its limit")
+    until(lambda: min(slots_in(redis))[1] == 6, "the fleet is at its limit")
     assert sum(sessions for _, sessions in slots_in(redis)) == 12
     for client in here.clients:
         client.sendall(b"NOOP\r\n")
@@ -157,14 +157,14 @@ def test_an_upgrade_under_load_in_a_fleet_loses_no_message_and_leaves_no_count(
     with Load(daemon.port) as load, Successors(daemon) as successors:
         for _ in range(2):
             successors.upgrade()
-        until(lambda: load.sent >= Load.ROUND, "some was sent")
+        until(lambda: load.sent >= Load.ROUND, "data was sent")
         load.finish()
         assert load.faults == []
         until(lambda: (3, 3) in slots_in(redis), "the first has given up its spare slots")
         daemon.leave(3)
         assert daemon.process.wait(PATIENCE) == 0
         with redis.client() as client:
-            until(lambda: sessions_in(client, ONE) == 0, "all have gone")
+            until(lambda: sessions_in(client, ONE) == 0, "all clients have disconnected")
             until(lambda: client.zcard("{smtpd-fork}:1:nodes") == 1, "of three one is left")
     with redis.client() as client:
         assert client.keys("*}:1:[^r]*") == []
@@ -210,6 +210,6 @@ def test_four_nodes_loaded_by_smtp_source_accept_every_message_and_leave_no_coun
     sources = [subprocess.Popen([*source, f"inet:127.0.0.1:{each.port}"]) for each in fleet]
     assert [each.wait(PATIENCE * 2) for each in sources] == [0] * 4
     with redis.client() as client:
-        until(lambda: sessions_in(client, ONE) == 0, "all have gone")
+        until(lambda: sessions_in(client, ONE) == 0, "all clients have disconnected")
         until(lambda: {sessions for _, sessions in slots_in(redis)} == {0}, "and no slot is in use")
     assert all("out of reach" not in each.log for each in fleet)

@@ -71,9 +71,9 @@ async def test_sessions_of_a_stock_controller_are_counted_in_the_fleet(
             assert (len(admitted), len(refused)) == (2, 2)
             last = await Client.to(address)
             replies = [(await last.reply()).code for _ in range(2)]
-            assert replies in ([220, 421], [421, 0]), "it is cut off, or refused as one over"
+            assert replies in ([220, 421], [421, 0]), "it is disconnected, or refused by the limit"
             again = await Client.to(address)
-            assert (await again.reply()).code == 421, "the gate knows for a moment"
+            assert (await again.reply()).code == 421, "the gate remembers it for a moment"
             await close_all([*clients, *admitted, last, again])
             await until(lambda: shared.count == 0)
             with redis.client() as client_of_redis:

@@ -113,9 +113,9 @@ async def test_a_client_over_its_limit_is_refused_with_its_address(
     refusal = records[0].refusal  # type: ignore[attr-defined]  # what the gate adds to a record
     assert (refusal.rule, refusal.key) == ("max_from_ip", "127.0.0.1")
     assert (refusal.count, refusal.limit) == (2, 1)
-    told = r"refused 127\.0\.0\.1: max_from_ip \(2 > 1\) \[\w+-\w+\]"
-    assert re.fullmatch(told, lines[0])
-    assert re.fullmatch(told + r"; 2 more in \d s", lines[-1])
+    expected = r"refused 127\.0\.0\.1: max_from_ip \(2 > 1\) \[\w+-\w+\]"
+    assert re.fullmatch(expected, lines[0])
+    assert re.fullmatch(expected + r"; 2 more in \d s", lines[-1])
     assert len(lines) == 2
 
 

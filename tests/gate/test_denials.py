@@ -172,7 +172,7 @@ def test_ten_thousand_networks_can_be_denied_and_no_more() -> None:
     assert time.process_time() - began < 5
     with pytest.raises(SettingError, match="10000 networks are denied"):
         door.denials.add("192.0.2.1")
-    door.denials.add("10.0.0.0/24", seconds=9)  # one that is there may be replaced
+    door.denials.add("10.0.0.0/24", seconds=9)  # an existing denial may be replaced
     clock.now += 1
     assert len(door.denials) == MAX_DENIALS
     clock.now += 1
@@ -190,7 +190,7 @@ def test_an_administrator_can_add_denials_when_automatic_ones_have_reached_their
         door.denials.add(f"10.0.{number >> 8}.{number & 255}", seconds=60, automatic=True)
     with pytest.raises(SettingError, match="9000 networks are denied"):
         door.denials.add("192.0.2.1", seconds=60, automatic=True)
-    door.denials.add("10.0.0.1", seconds=90, automatic=True)  # one that is there is prolonged
+    door.denials.add("10.0.0.1", seconds=90, automatic=True)  # an existing denial is extended
     door.denials.add("192.0.2.1")
     assert is_denied(door, "192.0.2.1")
 

@@ -134,49 +134,49 @@ def test_limits_out_of_range_are_an_error(connections: int, per_ip: int) -> None
 
 def test_a_callback_is_called_once_as_soon_as_a_slot_is_free() -> None:
     gate = Gate(limit_connections=1)
-    told: list[str] = []
+    calls: list[str] = []
     ticket = admitted(gate, "192.0.2.1")
-    gate.when_room(waiter := lambda: told.append("room"))
+    gate.when_room(waiter := lambda: calls.append("room"))
     gate.when_room(waiter)
-    assert told == []
+    assert calls == []
     ticket.release()
-    assert told == ["room"]
+    assert calls == ["room"]
     admitted(gate, "192.0.2.1").release()
-    assert told == ["room"]
+    assert calls == ["room"]
 
 
 def test_a_callback_is_called_at_once_if_a_slot_is_free() -> None:
-    told: list[str] = []
-    Gate().when_room(lambda: told.append("room"))
-    assert told == ["room"]
+    calls: list[str] = []
+    Gate().when_room(lambda: calls.append("room"))
+    assert calls == ["room"]
 
 
 @pytest.mark.parametrize("change", ["limits", "resume"])
 def test_a_callback_is_called_when_a_change_of_the_gate_makes_a_slot_free(change: str) -> None:
     gate = Gate(limit_connections=1)
     admitted(gate, "192.0.2.1")
-    told: list[str] = []
+    calls: list[str] = []
     if change == "resume":
         gate.limits = Limits(limit_connections=2)
         gate.pause()
-    gate.when_room(lambda: told.append("room"))
-    assert told == []
+    gate.when_room(lambda: calls.append("room"))
+    assert calls == []
     if change == "resume":
         gate.resume()
     else:
         gate.limits = Limits(limit_connections=2)
-    assert told == ["room"]
+    assert calls == ["room"]
 
 
 def test_a_cancelled_callback_is_not_called() -> None:
     gate = Gate(limit_connections=1)
     ticket = admitted(gate, "192.0.2.1")
-    told: list[str] = []
-    gate.when_room(waiter := lambda: told.append("room"))
+    calls: list[str] = []
+    gate.when_room(waiter := lambda: calls.append("room"))
     gate.forget(waiter)
     gate.forget(waiter)
     ticket.release()
-    assert told == []
+    assert calls == []
 
 
 def test_a_callback_that_fails_does_not_make_the_release_fail(
@@ -184,16 +184,16 @@ def test_a_callback_that_fails_does_not_make_the_release_fail(
 ) -> None:
     gate = Gate(limit_connections=1)
     ticket = admitted(gate, "192.0.2.1")
-    told: list[str] = []
+    calls: list[str] = []
 
     def fail() -> None:
         raise RuntimeError
 
     gate.when_room(fail)
-    gate.when_room(lambda: told.append("room"))
+    gate.when_room(lambda: calls.append("room"))
     ticket.release()
     assert gate.count == 0
-    assert told == ["room"]
+    assert calls == ["room"]
     assert "a callback of when_room failed" in caplog.text
 
 

@@ -30,8 +30,8 @@ def test_a_denied_client_gets_554_with_the_text_of_the_list(tmp_path: Path) -> N
     options = ("--deny", str(listed), "--allow", "127.0.0.2", "--hostname", "mx.example.com")
     with Daemon(*LOCAL, *options, cwd=tmp_path) as daemon:
         refused = first_line(("127.0.0.1", daemon.port))
-        told = r"554 5\.7\.1 mx\.example\.com No mail from here \[\w+-\w+\]\r\n"
-        assert re.fullmatch(told, refused), refused
+        expected = r"554 5\.7\.1 mx\.example\.com No mail from here \[\w+-\w+\]\r\n"
+        assert re.fullmatch(expected, refused), refused
         daemon.wait_for(r"refused 127\.0\.0\.0/30: deny, client 127\.0\.0\.\d \[\w+-\w+\]")
         with daemon.smtp(source="127.0.0.2") as allowed, daemon.smtp(source="127.0.0.4") as other:
             assert allowed.noop()[0] == other.noop()[0] == 250

@@ -96,7 +96,7 @@ def watched(hosts: list[str], by: str) -> CommonAddressWarning:
 
 
 @pytest.mark.parametrize(
-    ("hosts", "by", "told"),
+    ("hosts", "by", "logged"),
     [
         (["10.0.0.5"] * 8 + ["192.0.2.1"] * 4, "max_from_ip", 1),
         (["172.17.0.1"] * 12, "rate", 1),
@@ -109,11 +109,11 @@ def watched(hosts: list[str], by: str) -> CommonAddressWarning:
     ],
 )
 def test_an_address_that_hides_all_others_is_logged_once(
-    hosts: list[str], by: str, told: int, caplog: pytest.LogCaptureFixture
+    hosts: list[str], by: str, logged: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     watched(hosts, by)
-    assert caplog.text.count("has most of the sessions") == told
-    assert caplog.text.count("PROXY") == told
+    assert caplog.text.count("has most of the sessions") == logged
+    assert caplog.text.count("PROXY") == logged
 
 
 def test_an_attack_from_one_address_is_examined_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,12 +160,12 @@ def test_exempt_clients_skip_the_limits_per_client_and_nothing_else() -> None:
 def test_the_last_slots_are_for_exempt_clients_only() -> None:
     door = gate(limit_connections=5, reserve=2, exempt="192.0.2.0/24")
     tickets = [door.admit("198.51.100.1") for _ in range(3)]
-    told: list[str] = []
+    calls: list[str] = []
     assert door.admit("198.51.100.1") == Full(4, 3)
     assert (door.slots.crowded, door.full) == (True, False)
-    door.when_room(lambda: told.append("reserved"), reserved=True)
-    door.when_room(lambda: told.append("anybody"))
-    assert told == ["reserved"]
+    door.when_room(lambda: calls.append("reserved"), reserved=True)
+    door.when_room(lambda: calls.append("any"))
+    assert calls == ["reserved"]
     assert isinstance(door.admit("192.0.2.1"), Ticket)
     assert isinstance(door.admit("192.0.2.1"), Ticket)
     assert door.admit("192.0.2.1") == Full(6, 5)
@@ -173,7 +173,7 @@ def test_the_last_slots_are_for_exempt_clients_only() -> None:
     for ticket in tickets:
         assert isinstance(ticket, Ticket)
         ticket.release()
-    assert told == ["reserved", "anybody"]
+    assert calls == ["reserved", "any"]
 
 
 def test_the_fair_share_applies_only_while_slots_are_short() -> None:

@@ -44,7 +44,7 @@ def test_connection_slots_are_divided_exactly_among_processes(tmp_path: Path) ->
         assert greeted == 102
         for client in clients:
             client.close()
-        until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all have gone")
+        until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all clients have disconnected")
 
 
 @pytest.mark.parametrize("how", ["refuse", "defer:1"])
@@ -62,7 +62,7 @@ def test_no_client_is_refused_while_a_process_has_a_free_slot(tmp_path: Path, ho
             assert connect(10) == [b"220 "] * 10, "all slots are used before one is refused"
             assert connect(3) == [b"421 "] * 3
             clients.close()
-            until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all have gone")
+            until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all clients have disconnected")
 
 
 def test_the_control_socket_answers_for_all_processes(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_the_control_socket_answers_for_all_processes(tmp_path: Path) -> None:
         until(lambda: ask(tmp_path, "status")["sessions"] == 10, "it is gone")
         assert ask(tmp_path, "kick", id="nobody")["fault"] == "unknown"
         assert ask(tmp_path, "kick", client="127.0.1.0/24")["kicked"] == 10
-        until(lambda: ask(tmp_path, "status")["sessions"] == 0, "they are gone")
+        until(lambda: ask(tmp_path, "status")["sessions"] == 0, "they have ended")
 
         assert ask(tmp_path, "deny", network="127.0.2.0/24")["ok"]
         assert ask(tmp_path, "pause")["state"] == "paused"

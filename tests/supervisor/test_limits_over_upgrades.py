@@ -28,20 +28,20 @@ def test_limits_apply_to_old_and_new_processes_together_until_the_old_ones_have_
         with ExitStack() as old, ExitStack() as new:
             assert greetings(daemon, 4, old) == 4
             assert greetings(daemon, 1, old, "127.0.0.9") == 1
-            until(lambda: ask(tmp_path, "status")["sessions"] == 5, "they are in")
+            until(lambda: ask(tmp_path, "status")["sessions"] == 5, "all are admitted")
             successors.upgrade()
             assert ask(tmp_path, "status")["sessions"] == 5
-            assert greetings(daemon, 5, new) == 2, "two more of this client"
+            assert greetings(daemon, 5, new) == 2, "two more sessions of this client"
             assert greetings(daemon, 5, new, "127.0.0.9") == 1, "one more of the network"
             successors.upgrade()
             assert ask(tmp_path, "status")["sessions"] == 8
-            assert greetings(daemon, 3, new, "127.0.0.8") == 0, "none more of the network"
+            assert greetings(daemon, 3, new, "127.0.0.8") == 0, "no more sessions of the network"
             old.close()
-            until(lambda: ask(tmp_path, "status")["sessions"] == 3, "the oldest have gone")
+            until(lambda: ask(tmp_path, "status")["sessions"] == 3, "the oldest have disconnected")
             for _ in range(5):
-                until(lambda: greetings(daemon, 1, new, "127.0.0.9"), "what they held is free")
-            assert greetings(daemon, 9, new, "127.0.0.9") == 0, "and no more than that"
-        until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all have gone")
+                until(lambda: greetings(daemon, 1, new, "127.0.0.9"), "their slots are free")
+            assert greetings(daemon, 9, new, "127.0.0.9") == 0, "and not more"
+        until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all clients have disconnected")
         greeted = [4, 2]
 
         def have_come() -> int:
@@ -50,8 +50,8 @@ def test_limits_apply_to_old_and_new_processes_together_until_the_old_ones_have_
             return sum(greeted)
 
         until(lambda: have_come() >= 20, "all that the rate allows")
-        until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all have gone")
-        assert have_come() == 20, "the rate counts those of before"
+        until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all clients have disconnected")
+        assert have_come() == 20, "the rate counts earlier sessions"
         assert daemon.process.wait(PATIENCE) == 0
 
 
@@ -71,7 +71,7 @@ def test_failed_attempts_and_log_ins_of_a_user_count_after_an_upgrade(tmp_path: 
         successors.upgrade()
         codes = [attempt(f"guess {number}") for number in range(3, 15)]
         assert set(codes) == {535, 454}
-        assert codes.count(535) <= 2, "one, and one more at the process that has not heard of it"
+        assert codes.count(535) <= 2, "one, and one more at the process that does not know it yet"
         assert {attempt("right", "127.0.0.9") for _ in range(6)} == {235}
         assert daemon.process.wait(PATIENCE) == 0
 
@@ -99,7 +99,7 @@ def test_sessions_of_old_processes_are_listed_kicked_and_counted(tmp_path: Path)
         new = successors.upgrade()
         status = ask(tmp_path, "status")
         assert (status["pid"], status["sessions"], status["clients"]) == (new, 3, 3)
-        assert status["messages"] == {}, "counts are those of the new program"
+        assert status["messages"] == {}, "the counts are those of the new processes"
         states = [each["state"] for each in status["processes"]]
         assert states[:2] == ["serving", "serving"]
         assert set(states[2:]) == {"draining"}
@@ -183,5 +183,5 @@ def test_a_new_process_with_another_protocol_replaces_all_at_once_and_shares_not
         assert greetings(daemon, 9, clients) == 4
         clients.close()
         assert daemon.process.wait(PATIENCE) == 0
-        until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all have gone")
+        until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all clients have disconnected")
         daemon.deliver()

@@ -37,7 +37,7 @@ def test_reloads_and_upgrades_lose_no_message_and_refuse_no_connection(tmp_path:
         with Load(daemon.port) as load, Successors(daemon) as successors:
             for _ in range(2):
                 before = count()
-                until(lambda least=before + 200: count() >= least, "mail comes in")  # type: ignore[misc]
+                until(lambda least=before + 200: count() >= least, "mail arrives")  # type: ignore[misc]
                 pid = int((tmp_path / "pid").read_text())
                 os.kill(pid, signal.SIGHUP)
                 daemon.wait_for(rf"\[{pid}\]: INFO configuration reloaded")
@@ -45,7 +45,9 @@ def test_reloads_and_upgrades_lose_no_message_and_refuse_no_connection(tmp_path:
             load.finish()
         assert load.faults == []
         assert count() == load.sent
-        assert len(set(taken.read_text().split())) >= 4, "old ones and new ones had their part"
+        assert len(set(taken.read_text().split())) >= 4, (
+            "old and new processes have received messages"
+        )
         assert "Traceback" not in daemon.log
         assert not re.findall(r".*(?:WARNING refused|ERROR).*", daemon.log)
 
@@ -76,7 +78,7 @@ def test_upgrades_that_fail_halfway_lose_no_message_and_refuse_no_connection(
         with Load(daemon.port) as load, Successors(daemon) as successors:
             for number in range(1, 4):
                 before = count()
-                until(lambda least=before + 200: count() >= least, "mail comes in")  # type: ignore[misc]
+                until(lambda least=before + 200: count() >= least, "mail arrives")  # type: ignore[misc]
                 daemon.signal(signal.SIGUSR2)
                 until(lambda so_many=number: failures(daemon) == so_many, "it fails")  # type: ignore[misc]
             (tmp_path / "broken").unlink()
@@ -117,7 +119,7 @@ def test_killed_processes_lose_their_sessions_and_nothing_else(tmp_path: Path) -
             sender.start()
         for number in range(6):
             count = len(outcomes)
-            until(lambda least=count + 50: len(outcomes) > least, "mail comes in")  # type: ignore[misc]
+            until(lambda least=count + 50: len(outcomes) > least, "mail arrives")  # type: ignore[misc]
             processes = ask(tmp_path, "status")["processes"]
             os.kill(processes[number % len(processes)]["pid"], signal.SIGKILL)
             until(lambda: len(ask(tmp_path, "status")["processes"]) == 2, "there are two again")

@@ -58,7 +58,7 @@ def test_the_metrics_of_all_processes_are_added_and_counters_never_decrease(tmp_
         assert seen[("smtpd_fork_messages_total", "accepted")] == 10
         assert seen[("smtpd_fork_sink_seconds_count", "discard")] == 10
         state = ("smtpd_fork_sessions", "command")
-        until(lambda: figures(daemon).get(state) == 0, "new figures, without sessions")
+        until(lambda: figures(daemon).get(state) == 0, "new metrics, without sessions")
         for client in clients:
             client.close()
 

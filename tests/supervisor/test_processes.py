@@ -123,7 +123,7 @@ def test_a_killed_process_is_restarted_and_no_other_client_is_affected(tmp_path:
         assert ask(tmp_path, "denials")["denials"][0]["network"] == "192.0.2.0/24"
         os.kill(second, signal.SIGKILL)
         for sock in waiting:
-            assert sock.recv(4) == b"220 ", "none in the backlog was reset"
+            assert sock.recv(4) == b"220 ", "no connection in the backlog was reset"
             sock.close()
         assert is_alive(third)
 

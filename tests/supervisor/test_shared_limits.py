@@ -75,7 +75,7 @@ def test_a_limit_per_client_applies_to_all_processes_together(
         until(lambda: holds[most] not in {each["pid"] for each in status(tmp_path)}, "it has ended")
         until(lambda: len(status(tmp_path)) == 3, "it is replaced")
         assert sum(each["sessions"] for each in status(tmp_path)) == 10 - most
-        assert greetings(daemon, 30, clients) == most, "what it held is free"
+        assert greetings(daemon, 30, clients) == most, "its slots are free"
         assert ask(tmp_path, "limits", set={"max_from_ip": ["7"]})["limits"]["max_from_ip"] == 7
         assert greetings(daemon, 20, clients, "127.0.0.2") == 7
 
@@ -118,7 +118,7 @@ def test_an_early_talker_found_by_one_process_is_denied_by_all(tmp_path: Path, l
         daemon.wait_for("refused 192.0.2.1: greet_pause, sent EHLO before the greeting, denied for")
         refused = b"554 5.7.1 "
         until(lambda: all(reply(V1).startswith(refused) for _ in range(30)), "all deny it")
-        until(lambda: ask(tmp_path, "denials")["denials"], "the supervisor knows of it")
+        until(lambda: ask(tmp_path, "denials")["denials"], "the supervisor lists it")
         (denial,) = ask(tmp_path, "denials")["denials"]
         assert (denial["network"], denial["by"]) == ("192.0.2.1", "greet_pause")
         ids = re.findall(r"refused 192.0.2.1: greet_pause.* \[([\w-]+)\]", daemon.log)
@@ -149,13 +149,13 @@ def test_a_denial_by_a_handler_applies_to_all_processes(tmp_path: Path) -> None:
         with daemon.smtp() as client:
             client.ehlo()
             assert client.mail("a@example.org")[0] == 550
-        until(lambda: ask(tmp_path, "denials")["denials"], "the first process has heard of it")
-        until(lambda: ask(tmp_path, "denials")["denials"], "the supervisor knows of it")
+        until(lambda: ask(tmp_path, "denials")["denials"], "the first process has the denial")
+        until(lambda: ask(tmp_path, "denials")["denials"], "the supervisor lists it")
         (denial,) = ask(tmp_path, "denials")["denials"]
         assert (denial["network"], denial["by"]) == ("192.0.2.0/24", "a handler")
         assert ask(tmp_path, "status")["denied"] == 1
         assert ask(tmp_path, "undeny", network="192.0.2.0/24")["ok"]
-        until(lambda: ask(tmp_path, "denials")["denials"] == [], "all have heard of it")
+        until(lambda: ask(tmp_path, "denials")["denials"] == [], "all processes have the denial")
         assert ask(tmp_path, "undeny", network="192.0.2.0/24")["fault"] == "unknown"
 
 
@@ -176,4 +176,4 @@ def test_failed_attempts_to_authenticate_count_over_all_processes(
         codes = [attempt_auth(each, f"guess {number}") for number, each in enumerate(sessions)]
         assert codes[:4] == [535] * 4
         assert set(codes[4:]) <= {535, code}
-        assert codes.count(535) <= 5, "one more at the process that has not heard of the others"
+        assert codes.count(535) <= 5, "one more at the process that does not know the others yet"

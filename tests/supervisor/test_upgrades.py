@@ -108,7 +108,9 @@ def test_old_processes_accept_again_and_no_session_ends_if_a_new_process_cannot_
         with Successors(daemon) as successors:
             successors.upgrade()
             halfway.check_sessions()
-            assert ask(tmp_path, "status")["sessions"] == 3, "also that of the upgrade that failed"
+            assert ask(tmp_path, "status")["sessions"] == 3, (
+                "including the one of the failed upgrade"
+            )
             for client in halfway.sessions:
                 client.quit()
             wait_until_gone(halfway.new)
@@ -224,16 +226,16 @@ def test_both_supervisors_refuse_a_second_upgrade_during_an_upgrade(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "told", ["the old supervisor", pytest.param("all processes", marks=pytest.mark.peers)]
+    "signalled", ["the old supervisor", pytest.param("all processes", marks=pytest.mark.peers)]
 )
 def test_a_stop_during_an_upgrade_ends_all_processes_after_messages_in_progress(
-    tmp_path: Path, told: str
+    tmp_path: Path, signalled: str
 ) -> None:
     with upgrading(tmp_path) as halfway:
         for client in halfway.sessions:
             begin_data(client)
         halfway.daemon.signal(signal.SIGTERM)
-        if told == "all processes":  # as systemd does
+        if signalled == "all processes":  # as systemd does
             for pid in (halfway.new, *halfway.processes):
                 os.kill(pid, signal.SIGTERM)
         for pid in halfway.processes:
@@ -333,7 +335,10 @@ def test_another_user_replaces_processes_one_by_one(
     with kind(*options, cwd=public, command=command_for_nobody):
         old = int((public / "pid").read_text())
         os.kill(old, signal.SIGUSR2)
-        until(lambda: (public / "pid").read_text() not in {"", f"{old}\n"}, "it changes hands")
+        until(
+            lambda: (public / "pid").read_text() not in {"", f"{old}\n"},
+            "the new supervisor has the pid file",
+        )
         new = int((public / "pid").read_text())
         try:
             wait_until_gone(old)
