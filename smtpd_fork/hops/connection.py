@@ -79,7 +79,7 @@ class HopConnection(asyncio.Protocol):
         self._end(f"{self.client.server} closed the connection")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail the client, and wake the tasks in :meth:`lost`."""
+        """Fail the client, and wake the tasks in :meth:`wait_closed`."""
         closed = f"{self.client.server} closed the connection"
         self._end(closed if exc is None else f"connection lost: {exc}")
         if not self._lost.done():
@@ -96,7 +96,7 @@ class HopConnection(asyncio.Protocol):
 
     # -- operations --------------------------------------------------------------------------------
 
-    async def opened(self) -> None:
+    async def wait_opened(self) -> None:
         """Wait until a transaction or the TLS handshake may begin.
 
         :raises HopError: the server refuses, or the connection ended
@@ -201,12 +201,12 @@ class HopConnection(asyncio.Protocol):
         else:
             self.abort("ended")
 
-    def cut(self) -> None:
+    def abort_transport(self) -> None:
         """Abort the transport, if :meth:`quit` did not end it: the server does not read."""
         if self._transport is not None:
             self._transport.abort()
 
-    async def lost(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait until the transport is closed."""
         if self._transport is not None:
             await asyncio.shield(self._lost)

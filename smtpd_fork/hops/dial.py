@@ -140,7 +140,7 @@ class Dialler:
             )
 
     async def _open(self, connection: HopConnection, endpoint: Endpoint) -> None:
-        await connection.opened()
+        await connection.wait_opened()
         if connection.client.state is State.HANDSHAKE:
             try:
                 await connection.start_tls(
@@ -148,7 +148,7 @@ class Dialler:
                 )
             except OSError as error:
                 raise _TlsFailedError(f"TLS: {_reason(error)}", UNTRUSTED) from None
-            await connection.opened()
+            await connection.wait_opened()
 
     async def _context(self) -> ssl.SSLContext:
         """Return the TLS context; the first call reads the CA certificates in a thread."""

@@ -154,7 +154,7 @@ class Pool:
                 except HopDownError:
                     raise
                 except HopError:
-                    if not self._others:
+                    if not self._has_connections:
                         raise
                     continue  # wait for one of the other connections
             got = await self._wait(until)
@@ -163,7 +163,7 @@ class Pool:
             # Another connection may be made now, or this one has just ended: try again.
 
     @property
-    def _others(self) -> bool:
+    def _has_connections(self) -> bool:
         """Whether there are open connections, or attempts to connect."""
         return bool(self._open or self._dialling)
 
@@ -184,7 +184,7 @@ class Pool:
         if self._error is not None and (self._dialling or now < self._dial_at):
             raise HopDownError(self._error.reason, self._error.reply)
         below_limit = len(self._open) + self._dialling < self._limit
-        return below_limit and (now >= self._dial_at or not self._others)
+        return below_limit and (now >= self._dial_at or not self._has_connections)
 
     async def _dial(self) -> HopConnection:
         self._dialling += 1
@@ -232,18 +232,18 @@ class Pool:
         if self._closed or self._loop.time() - connection.made_at >= REUSE_SECONDS:
             connection.quit()
         elif state is State.READY:
-            self._rest(connection)
+            self._make_ready(connection)
         elif state is State.RESET:
             connection.phase = Phase.RESETTING
-            self._loop.call_later(RESET_SECONDS, self._expect_reset, connection)
+            self._loop.call_later(RESET_SECONDS, self._check_reset, connection)
         else:
             connection.abort("given back in the middle of a transaction")
 
-    def _expect_reset(self, connection: HopConnection) -> None:
+    def _check_reset(self, connection: HopConnection) -> None:
         if connection.phase is Phase.RESETTING:
             connection.abort("RSET was not answered")
 
-    def _rest(self, connection: HopConnection) -> None:
+    def _make_ready(self, connection: HopConnection) -> None:
         """Lend a connection to the next waiting message, or keep it as an idle one."""
         connection.phase = Phase.LENT
         if self._waiting.serve(connection):
@@ -254,7 +254,7 @@ class Pool:
     def _changed(self, connection: HopConnection) -> None:
         """Handle a connection whose RSET was answered, or which has ended."""
         if connection.phase is Phase.RESETTING:
-            self._rest(connection)
+            self._make_ready(connection)
         elif connection in self._open:
             self._open.remove(connection)
             self._ready.discard(connection)
@@ -265,7 +265,7 @@ class Pool:
     def _note_failure(self, error: HopError) -> None:
         """Record a failed attempt to connect: the hop is down unless there are connections."""
         self._dial_at = self._loop.time() + RETRY_SECONDS
-        if self._others:
+        if self._has_connections:
             return
         if self._error is None:
             self.down_since = time.time()
@@ -299,7 +299,7 @@ class Pool:
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 for connection in connections:
-                    await connection.lost()
+                    await connection.wait_closed()
         except TimeoutError:
             for connection in connections:
-                connection.cut()
+                connection.abort_transport()

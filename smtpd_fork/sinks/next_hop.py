@@ -224,7 +224,7 @@ async def _send_client(client: MailClient, connection: HopConnection) -> None:
     hop = connection.client
     assert isinstance(hop, Opening)
     hop.set_client(client)
-    await connection.opened()
+    await connection.wait_opened()
 
 
 async def accept_recipient(*_: Any) -> Any:
