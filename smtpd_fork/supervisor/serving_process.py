@@ -194,13 +194,23 @@ class ServingProcess:
         """Kill the process if its event loop hangs."""
         with suppress(ChannelClosedError):
             while True:
-                try:
-                    self.sessions = await self.ask("ping", seconds=STUCK_SECONDS)
-                except TimeoutError:
-                    log.error("%s has not answered for %g s: killed", self, STUCK_SECONDS)  # noqa: TRY400 - one line
+                if not await self._answers():
+                    log.error("%s has not answered for %g s: killed", self, STUCK_SECONDS)
                     self.kill()
                     return
                 await asyncio.sleep(PING_SECONDS)
+
+    async def _answers(self) -> bool:
+        """Return whether the process answers a health check in time.
+
+        It is asked twice: if this process was stopped itself, or hung, the first answer may have
+        come and not have been read when the time is over.
+        """
+        for _ in range(2):
+            with suppress(TimeoutError):
+                self.sessions = await self.ask("ping", seconds=STUCK_SECONDS / 2)
+                return True
+        return False
 
 
 def describe_exit(status: int) -> str:

@@ -1,4 +1,4 @@
-"""The start of a process when the system has no resources."""
+"""A process as its supervisor sees it: a start without resources, and the health check."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import errno
 import os
 import socket
 from typing import TYPE_CHECKING, Any
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
 from smtpd_fork.daemon import Invocation
 from smtpd_fork.errors import OperatingSystemError
+from smtpd_fork.supervisor.channel import ChannelClosedError
 from smtpd_fork.supervisor.serving_process import ServingProcess, Start
 
 if TYPE_CHECKING:
@@ -50,3 +51,17 @@ async def test_a_start_without_a_descriptor_leaves_none_open_and_can_be_tried_ag
     with pytest.raises(OperatingSystemError, match="cannot start a process: Too many open files"):
         await ServingProcess.start(1, start)
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_process_is_killed_if_it_does_not_answer_twice(
+    monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    monkeypatch.setattr("smtpd_fork.supervisor.serving_process.PING_SECONDS", 0)
+    second = TimeoutError() if hangs else 3
+    answers = [1, TimeoutError(), second, TimeoutError(), second, ChannelClosedError()]
+    system_process, channel = Mock(pid=1), Mock(ask=AsyncMock(side_effect=answers))
+    process = ServingProcess(1, system_process, channel, 0.0)
+    await process._watch()
+    assert process.sessions == (1 if hangs else 3)
+    assert system_process.kill.called == hangs
