@@ -100,7 +100,7 @@ class OtherSupervisor:
         self._channel.answer = self._answer
         self._functions: Mapping[str, Callable[[Any], Any]] = {
             "serves": self._serves,
-            "left": lambda body: requests.remove_nodes(self, body),
+            "left": self._left,
             "hint": lambda body: requests.send_hint(body, self),
             "ledger": requests.receive_ledger,
             "full": lambda body: requests.set_full(self, full=body),
@@ -114,6 +114,10 @@ class OtherSupervisor:
         if kind in {"sync", "fleet"}:
             return self._requests.share_limits(self, kind, body)
         return self._functions[kind](body)
+
+    async def _left(self, body: Any) -> None:
+        # In a task, as messages that are forwarded: it must not get ahead of those of these nodes.
+        self._requests.remove_nodes(self, body)
 
     def _serves(self, body: Any) -> None:
         self.serving, of = body

@@ -149,3 +149,22 @@ async def test_a_supervisor_whose_successor_has_ended_starts_a_new_ledger() -> N
     answer = decode(await answer_to(upgrades, process, "sync", sync("mx")), 0)
     assert answer.fresh, "the process sends all its counts again"
     assert await counted(upgrades, process) == {}
+
+
+async def test_the_end_of_a_process_is_forwarded_after_its_last_message() -> None:
+    upgrades = Upgrades([], None)
+    received: asyncio.Queue[str] = asyncio.Queue()
+
+    def answer(kind: str, _: object) -> bytes:
+        if kind in {"sync", "left"}:
+            received.put_nowait(kind)
+        return b""
+
+    async with new_supervisor(upgrades) as new:
+        new.answer = answer
+        upgrades.hand_over_ledger()
+        asking = asyncio.ensure_future(new.ask("sync", sync("mx", 3)))
+        await asyncio.sleep(0)
+        new.notify("left", ["mx"])
+        assert [await received.get() for _ in range(2)] == ["sync", "left"]
+        await asking
