@@ -19,7 +19,7 @@ from smtpd_fork.hops.milter.codec import (
     frame,
     texts,
 )
-from smtpd_fork.hops.milter.conversation import Conversation, State
+from smtpd_fork.hops.milter.conversation import WRITE_BYTES, Conversation, State
 from smtpd_fork.hops.milter.edited import MOST_FIELDS, MOST_HEADER_BYTES, HeaderTooLargeError, Parts
 from smtpd_fork.hops.milter.events import CONNECT, END, MAIL, RCPT, Step, body_steps, header_step
 from smtpd_fork.hops.milter.options import parse_options
@@ -180,6 +180,20 @@ def test_the_result_of_any_answers_does_not_depend_on_how_they_are_split(
     state, verdict, fault, settled, _ = _said_by(answers, protocol, cuts)
     assert (state is State.ENDED) == bool(fault)
     assert settled or (verdict is None and not fault)
+
+
+def test_thousands_of_recipients_are_sent_in_several_writes() -> None:
+    conversation, sizes = Conversation(1000), []
+    conversation.receive(_options(0))
+    conversation.data_to_send()
+    macros = {"i": "1", "{rcpt_addr}": "b@x.example", "{rcpt_mailer}": "esmtp"}
+    conversation.send(Step(RCPT, b"<b@x.example>\0", macros) for _ in range(8000))
+    while data := conversation.data_to_send():
+        sizes.append(len(data))
+    assert sum(sizes) > 2 * WRITE_BYTES
+    assert max(sizes) < 1.5 * WRITE_BYTES
+    conversation.receive(frame(b"c") * 8000)
+    assert conversation.reusable
 
 
 def _running(protocol: int = 0) -> Conversation:
