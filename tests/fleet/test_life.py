@@ -22,7 +22,7 @@ from support.fleet import (
     until,
     wait_until_all_sent,
 )
-from support.gates import gate
+from support.gates import new_gate
 from support.link_proxy import LinkProxy
 from support.server import serve
 
@@ -75,7 +75,7 @@ async def test_a_stop_while_redis_is_down_ends_at_once_and_leaves_no_task() -> N
 
 
 async def test_two_servers_that_share_a_gate_are_one_node(redis: RedisServer) -> None:
-    shared = gate(max_from_ip=5)
+    shared = new_gate(max_from_ip=5)
     async with (
         own_fleet(f"unix:{redis.path}", shared) as node,
         serve(Taker(), gate=shared) as one,
@@ -93,7 +93,7 @@ async def test_two_servers_that_share_a_gate_are_one_node(redis: RedisServer) ->
 async def test_a_server_that_fails_to_start_does_not_end_the_fleet_of_others_that_share_it(
     redis: RedisServer, taken: int
 ) -> None:
-    shared = gate(max_from_ip=5)
+    shared = new_gate(max_from_ip=5)
     node = own_fleet(f"unix:{redis.path}", shared)
     async with serve(Taker(), gate=shared):
         with pytest.raises(OperatingSystemError, match="in use by another program"):

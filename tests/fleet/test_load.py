@@ -19,7 +19,7 @@ from support.fleet import (
     until,
     wait_until_all_sent,
 )
-from support.gates import gate
+from support.gates import new_gate
 
 from smtpd_fork.fleet import Fleet, State
 from smtpd_fork.fleet.address import FleetAddress
@@ -140,7 +140,7 @@ async def test_a_client_that_reconnects_constantly_gets_its_limit_and_rarely_rea
 async def test_twenty_thousand_clients_leave_nothing_in_a_node_and_little_in_redis(
     redis: RedisServer,
 ) -> None:
-    shared = gate(max_from_ip=2, rate="100/h", limit_connections=10_000)
+    shared = new_gate(max_from_ip=2, rate="100/h", limit_connections=10_000)
     link = RedisLink(FleetAddress.parse(f"unix:{redis.path}"), Keys("smtpd-fork"))
     answers = Counter[bool]()
     tickets: list[Ticket] = []

@@ -14,7 +14,7 @@ from support.fleet import (
     own_fleet,
     until,
 )
-from support.gates import gate
+from support.gates import new_gate
 from support.raw_server import raw_server, silence
 
 from smtpd_fork.fleet import Fleet, State
@@ -104,7 +104,7 @@ async def test_a_link_that_cannot_be_closed_does_not_block_the_stop(
             await asyncio.Event().wait()
 
     began = time.monotonic()
-    async with Fleet(gate(), Stuck(), node="mx"):
+    async with Fleet(new_gate(), Stuck(), node="mx"):
         pass
     assert time.monotonic() - began < 2
 
@@ -171,7 +171,7 @@ class Steered:
 async def steered() -> AsyncIterator[tuple[Steered, Fleet]]:
     """Yield a link and a node that has joined, and that renews its lease after 20 s."""
     link = Steered()
-    node = Fleet(gate(), link, node="mx", lease=60, timeout=20, connections=4)
+    node = Fleet(new_gate(), link, node="mx", lease=60, timeout=20, connections=4)
     starting = asyncio.create_task(node.start())
     await link.answer(slots=1)
     await starting

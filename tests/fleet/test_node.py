@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from support.gates import Clock, gate
+from support.gates import Clock, new_gate
 
 from smtpd_fork.fleet.ledger import Ledger
 from smtpd_fork.fleet.node import Node
@@ -44,7 +44,9 @@ class Machine:
 
     def __init__(self, name: str, clock: Clock, ledger: Ledger) -> None:
         self.clock, self.ledger = clock, ledger
-        self.gate = gate(clock=clock, max_from_ip=LIMIT, max_from_net="0", limit_connections=100)
+        self.gate = new_gate(
+            clock=clock, max_from_ip=LIMIT, max_from_net="0", limit_connections=100
+        )
         self.share = FleetShare(self.gate.lock, CONNECTIONS)
         self.gate.join(self.share)
         self.node = Node(name, self.share, lease=6.0)

@@ -18,7 +18,7 @@ from support.fleet import (
     until,
     wait_until_all_sent,
 )
-from support.gates import gate
+from support.gates import new_gate
 from support.ports import free_port
 from support.server import serve
 
@@ -56,7 +56,7 @@ class Gated(Controller):
 async def test_sessions_of_a_stock_controller_are_counted_in_the_fleet(
     redis: RedisServer,
 ) -> None:
-    shared = gate(max_from_ip=5)
+    shared = new_gate(max_from_ip=5)
     async with fleet_of(shared, redis) as node, nodes(1, f"unix:{redis.path}", **OPTIONS) as other:
         controller = Gated(shared)
         await asyncio.to_thread(controller.start)
@@ -86,7 +86,7 @@ async def test_sessions_of_a_stock_controller_are_counted_in_the_fleet(
 async def test_a_server_in_another_thread_asks_the_fleet_of_its_shared_gate(
     redis: RedisServer,
 ) -> None:
-    shared = gate(max_from_ip=5)
+    shared = new_gate(max_from_ip=5)
     ready, end = threading.Event(), threading.Event()
     found: list[Server] = []
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.auth import check
 from support.client import MAIL, RCPT, Client
-from support.gates import Clock, gate
+from support.gates import Clock, new_gate
 from support.page import read
 from support.server import running, serve, until
 
@@ -70,12 +70,12 @@ async def test_connection_slots(kind: str) -> None:
         assert await comes("203.0.113.1") == 220
 
 
-def handshakes(door: Gate, hosts: Iterable[str]) -> int:
+def handshakes(gate: Gate, hosts: Iterable[str]) -> int:
     count = 0
     for host in hosts:
-        with door.admit(host) as ticket:  # type: ignore[union-attr]
+        with gate.admit(host) as ticket:  # type: ignore[union-attr]
             assert isinstance(ticket, Ticket)
-            if door.begin_handshake(ticket) is not None:
+            if gate.begin_handshake(ticket) is not None:
                 break
             count += 1
     return count
@@ -84,24 +84,24 @@ def handshakes(door: Gate, hosts: Iterable[str]) -> int:
 @pytest.mark.parametrize("kind", HOSTS)
 def test_tls_handshakes(kind: str) -> None:
     clock = Clock()
-    door = gate(clock)
+    gate = new_gate(clock)
     at_once = share("failed and unfinished TLS handshakes at once", kind)
     later = share("the same, in each following minute", kind)
     hosts = cycle(HOSTS[kind])
-    assert handshakes(door, hosts) == at_once
+    assert handshakes(gate, hosts) == at_once
     clock.now += 60.001
-    assert handshakes(door, hosts) == later
+    assert handshakes(gate, hosts) == later
 
 
 def test_four_networks_are_necessary_to_hold_every_slot() -> None:
-    door = Gate(limits=limits_of(Config.build({"limit_connections": 1000})))
+    gate = Gate(limits=limits_of(Config.build({"limit_connections": 1000})))
     networks = clients = 0
-    while not door.full:
+    while not gate.full:
         networks += 1
         for client in range(1, 6):
             clients += 1
             for _ in range(50):
-                door.admit(f"198.51.{networks}.{client}")
+                gate.admit(f"198.51.{networks}.{client}")
     assert (networks, clients) == (4, 20)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from support.gates import Clock, gate
+from support.gates import Clock, new_gate
 
 from smtpd_fork import Config, Ticket
 from smtpd_fork.gate import limits_of
@@ -29,7 +29,7 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.gate = gate(self.clock, limit_connections=6)
+        self.gate = new_gate(self.clock, limit_connections=6)
         self.held: list[Ticket] = []
 
     @rule(host=st.sampled_from(HOSTS))

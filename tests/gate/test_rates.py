@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from support.gates import Clock, gate, refusal
+from support.gates import Clock, new_gate, refusal
 
 from smtpd_fork import Refusal, Ticket
 from smtpd_fork.gate.client import Client
@@ -13,42 +13,42 @@ from smtpd_fork.gate.rules import Counts, Rate, RateRule
 
 def test_a_rate_allows_a_burst_and_then_single_sessions() -> None:
     clock = Clock()
-    door = gate(clock, rate="3/m")
+    gate = new_gate(clock, rate="3/m")
     for _ in range(3):
-        assert isinstance(door.admit("192.0.2.1"), Ticket)
-    verdict = door.admit("192.0.2.1")
+        assert isinstance(gate.admit("192.0.2.1"), Ticket)
+    verdict = gate.admit("192.0.2.1")
     assert refusal(verdict) == ("rate", "192.0.2.1", 4, 3)
     assert isinstance(verdict, Refusal)
     assert b"Too many new connections from 192.0.2.1" in verdict.reply("mx")
-    assert isinstance(door.admit("192.0.2.2"), Ticket)
+    assert isinstance(gate.admit("192.0.2.2"), Ticket)
     clock.now += 19
-    assert isinstance(door.admit("192.0.2.1"), Refusal)
+    assert isinstance(gate.admit("192.0.2.1"), Refusal)
     clock.now += 1.1
-    assert isinstance(door.admit("192.0.2.1"), Ticket)
-    assert isinstance(door.admit("192.0.2.1"), Refusal)
+    assert isinstance(gate.admit("192.0.2.1"), Ticket)
+    assert isinstance(gate.admit("192.0.2.1"), Refusal)
     clock.now += 60
-    assert [isinstance(door.admit("192.0.2.1"), Ticket) for _ in range(4)] == [True] * 3 + [False]
+    assert [isinstance(gate.admit("192.0.2.1"), Ticket) for _ in range(4)] == [True] * 3 + [False]
 
 
 def test_a_client_refused_for_another_reason_does_not_use_up_its_rate() -> None:
     clock = Clock()
-    door = gate(clock, rate="3/m", max_from_ip=1)
-    ticket = door.admit("192.0.2.1")
+    gate = new_gate(clock, rate="3/m", max_from_ip=1)
+    ticket = gate.admit("192.0.2.1")
     assert isinstance(ticket, Ticket)
     for _ in range(10):
-        assert refusal(door.admit("192.0.2.1"))[0] == "max_from_ip"
+        assert refusal(gate.admit("192.0.2.1"))[0] == "max_from_ip"
     ticket.release()
-    assert isinstance(door.admit("192.0.2.1"), Ticket)
+    assert isinstance(gate.admit("192.0.2.1"), Ticket)
 
 
 def test_a_rate_per_network_is_shared_by_its_clients() -> None:
-    door = gate(Clock(), rate_net=["2/m/24", "1/m/48"])
-    assert isinstance(door.admit("192.0.2.1"), Ticket)
-    assert isinstance(door.admit("192.0.2.2"), Ticket)
-    assert refusal(door.admit("192.0.2.3")) == ("rate_net", "192.0.2.0/24", 3, 2)
-    assert isinstance(door.admit("192.0.3.1"), Ticket)
-    assert isinstance(door.admit("2001:db8::1"), Ticket)
-    assert refusal(door.admit("2001:db8:0:1::1")) == ("rate_net", "2001:db8::/48", 2, 1)
+    gate = new_gate(Clock(), rate_net=["2/m/24", "1/m/48"])
+    assert isinstance(gate.admit("192.0.2.1"), Ticket)
+    assert isinstance(gate.admit("192.0.2.2"), Ticket)
+    assert refusal(gate.admit("192.0.2.3")) == ("rate_net", "192.0.2.0/24", 3, 2)
+    assert isinstance(gate.admit("192.0.3.1"), Ticket)
+    assert isinstance(gate.admit("2001:db8::1"), Ticket)
+    assert refusal(gate.admit("2001:db8:0:1::1")) == ("rate_net", "2001:db8::/48", 2, 1)
 
 
 def test_a_million_clients_need_bounded_memory_and_expire_without_a_scan() -> None:

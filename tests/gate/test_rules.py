@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.gates import Clock, gate, refusal
+from support.gates import Clock, new_gate, refusal
 
 from smtpd_fork import Config, Full, Gate, Refusal, Ticket
 from smtpd_fork.gate import limits_of
@@ -18,36 +18,36 @@ if TYPE_CHECKING:
 
 
 def test_an_ipv6_client_is_counted_by_its_64_by_default() -> None:
-    door = gate(max_from_ip=1)
-    assert isinstance(door.admit("2001:db8::1"), Ticket)
-    assert refusal(door.admit("2001:db8::ffff:2")) == ("max_from_ip", "2001:db8::/64", 2, 1)
-    assert isinstance(door.admit("2001:db8:0:1::1"), Ticket)
-    assert door.count_from("2001:db8::5") == 1
-    each = gate(max_from_ip=1, ipv6_prefix=128)
+    gate = new_gate(max_from_ip=1)
+    assert isinstance(gate.admit("2001:db8::1"), Ticket)
+    assert refusal(gate.admit("2001:db8::ffff:2")) == ("max_from_ip", "2001:db8::/64", 2, 1)
+    assert isinstance(gate.admit("2001:db8:0:1::1"), Ticket)
+    assert gate.count_from("2001:db8::5") == 1
+    each = new_gate(max_from_ip=1, ipv6_prefix=128)
     assert isinstance(each.admit("2001:db8::1"), Ticket)
     assert isinstance(each.admit("2001:db8::2"), Ticket)
     assert refusal(each.admit("2001:db8::2"))[1] == "2001:db8::2"
 
 
 def test_networks_of_several_sizes_have_limits_of_their_own() -> None:
-    door = gate(max_from_net=["2/24", "3/16", "1/48", "2/6:32"])
+    gate = new_gate(max_from_net=["2/24", "3/16", "1/48", "2/6:32"])
     for host in ("192.0.2.1", "192.0.2.2", "192.0.3.1"):
-        assert isinstance(door.admit(host), Ticket)
-    assert refusal(door.admit("192.0.2.9")) == ("max_from_net", "192.0.2.0/24", 3, 2)
-    assert refusal(door.admit("::ffff:192.0.77.1")) == ("max_from_net", "192.0.0.0/16", 4, 3)
-    assert isinstance(door.admit("192.1.0.1"), Ticket)
-    assert isinstance(door.admit("2001:db8:1::1"), Ticket)
-    assert refusal(door.admit("2001:db8:1:9::1")) == ("max_from_net", "2001:db8:1::/48", 2, 1)
-    assert isinstance(door.admit("2001:db8:2::1"), Ticket)
-    assert refusal(door.admit("2001:db8:3::1")) == ("max_from_net", "2001:db8::/32", 3, 2)
-    assert isinstance(door.admit(""), Ticket)  # a client of a unix socket has no network
+        assert isinstance(gate.admit(host), Ticket)
+    assert refusal(gate.admit("192.0.2.9")) == ("max_from_net", "192.0.2.0/24", 3, 2)
+    assert refusal(gate.admit("::ffff:192.0.77.1")) == ("max_from_net", "192.0.0.0/16", 4, 3)
+    assert isinstance(gate.admit("192.1.0.1"), Ticket)
+    assert isinstance(gate.admit("2001:db8:1::1"), Ticket)
+    assert refusal(gate.admit("2001:db8:1:9::1")) == ("max_from_net", "2001:db8:1::/48", 2, 1)
+    assert isinstance(gate.admit("2001:db8:2::1"), Ticket)
+    assert refusal(gate.admit("2001:db8:3::1")) == ("max_from_net", "2001:db8::/32", 3, 2)
+    assert isinstance(gate.admit(""), Ticket)  # a client of a unix socket has no network
 
 
-def fill(door: Gate, hosts: Iterable[str]) -> int:
+def fill(gate: Gate, hosts: Iterable[str]) -> int:
     """Admit *hosts* until the first is refused; return how many were admitted."""
     count = 0
     for host in hosts:
-        if not isinstance(door.admit(host), Ticket):
+        if not isinstance(gate.admit(host), Ticket):
             break
         count += 1
     return count
@@ -70,19 +70,19 @@ def default_gate(**options: Any) -> Gate:
 def test_by_default_no_network_of_a_customer_gets_more_than_a_quarter(
     attackers: list[str], network: str
 ) -> None:
-    door = default_gate()
-    assert fill(door, attackers * 50) == 250
-    assert refusal(door.admit(attackers[1])) == ("max_from_net", network, 251, 250)
+    gate = default_gate()
+    assert fill(gate, attackers * 50) == 250
+    assert refusal(gate.admit(attackers[1])) == ("max_from_net", network, 251, 250)
     for other in ("2001:db8:2::1", "192.0.3.1"):
-        assert isinstance(door.admit(other), Ticket)
+        assert isinstance(gate.admit(other), Ticket)
 
 
 @pytest.mark.parametrize(
     ("total", "share"), [(1, 1), (2, 1), (4, 1), (5, 2), (10, 3), (100, 25), (9999, 2500)]
 )
 def test_a_share_of_the_total_limit_is_rounded_up(total: int, share: int) -> None:
-    door = default_gate(limit_connections=total)
-    assert fill(door, [f"192.0.2.{n % 256}" for n in range(total + 1)]) == share
+    gate = default_gate(limit_connections=total)
+    assert fill(gate, [f"192.0.2.{n % 256}" for n in range(total + 1)]) == share
 
 
 @pytest.mark.parametrize(
@@ -122,23 +122,23 @@ def test_a_numeric_limit_applies_to_local_networks_too() -> None:
     ],
 )
 def test_explicit_settings_override_the_default_shares(options: dict[str, Any], most: int) -> None:
-    door = default_gate(**options)
-    assert fill(door, [f"192.0.2.{n % 256}" for n in range(1001)]) == min(most, 1000)
+    gate = default_gate(**options)
+    assert fill(gate, [f"192.0.2.{n % 256}" for n in range(1001)]) == min(most, 1000)
 
 
 def test_a_share_changes_with_the_total_limit() -> None:
-    door = default_gate()
+    gate = default_gate()
     hosts = [f"192.0.2.{n % 256}" for n in range(1000)]
-    assert fill(door, hosts) == 250
-    door.limits = replace(door.limits, limit_connections=2000)
-    assert fill(door, hosts) == 250
-    assert refusal(door.admit("192.0.2.1"))[2:] == (501, 500)
+    assert fill(gate, hosts) == 250
+    gate.limits = replace(gate.limits, limit_connections=2000)
+    assert fill(gate, hosts) == 250
+    assert refusal(gate.admit("192.0.2.1"))[2:] == (501, 500)
 
 
 def test_a_network_is_removed_when_its_last_session_has_ended() -> None:
-    door = gate(max_from_net="5/24")
-    tickets = [door.admit(f"192.0.{n}.1") for n in range(100)]
-    (network_rule,) = (each for each in door._rules.rules if isinstance(each, NetworkLimitRule))
+    gate = new_gate(max_from_net="5/24")
+    tickets = [gate.admit(f"192.0.{n}.1") for n in range(100)]
+    (network_rule,) = (each for each in gate._rules.rules if isinstance(each, NetworkLimitRule))
     assert len(network_rule._counts) == 100
     for ticket in tickets:
         assert isinstance(ticket, Ticket)
@@ -147,29 +147,29 @@ def test_a_network_is_removed_when_its_last_session_has_ended() -> None:
 
 
 def test_exempt_clients_skip_the_limits_per_client_and_nothing_else() -> None:
-    door = gate(
+    gate = new_gate(
         Clock(), max_from_ip=1, max_from_net="1/24", rate="1/m", fair_share=True,
         exempt="192.0.2.0/24", deny="192.0.2.66", limit_connections=5,
     )  # fmt: skip
-    assert refusal(door.admit("192.0.2.66"))[0] == "deny"
+    assert refusal(gate.admit("192.0.2.66"))[0] == "deny"
     for _ in range(5):
-        assert isinstance(door.admit("192.0.2.1"), Ticket)
-    assert isinstance(door.admit("192.0.2.1"), Full)
+        assert isinstance(gate.admit("192.0.2.1"), Ticket)
+    assert isinstance(gate.admit("192.0.2.1"), Full)
 
 
 def test_the_last_slots_are_for_exempt_clients_only() -> None:
-    door = gate(limit_connections=5, reserve=2, exempt="192.0.2.0/24")
-    tickets = [door.admit("198.51.100.1") for _ in range(3)]
+    gate = new_gate(limit_connections=5, reserve=2, exempt="192.0.2.0/24")
+    tickets = [gate.admit("198.51.100.1") for _ in range(3)]
     calls: list[str] = []
-    assert door.admit("198.51.100.1") == Full(4, 3)
-    assert (door.slots.crowded, door.full) == (True, False)
-    door.when_room(lambda: calls.append("reserved"), reserved=True)
-    door.when_room(lambda: calls.append("any"))
+    assert gate.admit("198.51.100.1") == Full(4, 3)
+    assert (gate.slots.crowded, gate.full) == (True, False)
+    gate.when_room(lambda: calls.append("reserved"), reserved=True)
+    gate.when_room(lambda: calls.append("any"))
     assert calls == ["reserved"]
-    assert isinstance(door.admit("192.0.2.1"), Ticket)
-    assert isinstance(door.admit("192.0.2.1"), Ticket)
-    assert door.admit("192.0.2.1") == Full(6, 5)
-    assert door.full
+    assert isinstance(gate.admit("192.0.2.1"), Ticket)
+    assert isinstance(gate.admit("192.0.2.1"), Ticket)
+    assert gate.admit("192.0.2.1") == Full(6, 5)
+    assert gate.full
     for ticket in tickets:
         assert isinstance(ticket, Ticket)
         ticket.release()
@@ -177,18 +177,18 @@ def test_the_last_slots_are_for_exempt_clients_only() -> None:
 
 
 def test_the_fair_share_applies_only_while_slots_are_short() -> None:
-    door = gate(limit_connections=20, fair_share=True)
+    gate = new_gate(limit_connections=20, fair_share=True)
     for _ in range(15):
-        assert isinstance(door.admit("192.0.2.1"), Ticket)
-    assert refusal(door.admit("192.0.2.1")) == ("fair_share", "192.0.2.1", 16, 10)
+        assert isinstance(gate.admit("192.0.2.1"), Ticket)
+    assert refusal(gate.admit("192.0.2.1")) == ("fair_share", "192.0.2.1", 16, 10)
     for _ in range(5):
-        assert isinstance(door.admit("192.0.2.2"), Ticket)
-    assert isinstance(door.admit("192.0.2.3"), Full)
+        assert isinstance(gate.admit("192.0.2.2"), Ticket)
+    assert isinstance(gate.admit("192.0.2.3"), Full)
 
 
 def test_refuse_first_and_refuse_every_refuse_the_first_clients_and_each_nth() -> None:
-    door = gate(refuse_first=2, refuse_every=3)
-    assert [isinstance(door.admit("192.0.2.1"), Ticket) for _ in range(9)] == [
+    gate = new_gate(refuse_first=2, refuse_every=3)
+    assert [isinstance(gate.admit("192.0.2.1"), Ticket) for _ in range(9)] == [
         *(False, False, True, True, False, True, True, False, True)
     ]
 
@@ -196,31 +196,31 @@ def test_refuse_first_and_refuse_every_refuse_the_first_clients_and_each_nth() -
 def test_a_reload_keeps_the_counts_of_refuse_first_and_of_rates() -> None:
     """A reload neither admits a client that a rate refuses nor restarts refuse_first."""
     options = {"refuse_first": 2, "rate": "1/m", "max_from_ip": 0}
-    door = gate(Clock(), **options)
-    assert isinstance(door.admit("192.0.2.1"), Refusal)
-    door.limits = limits_of(Config.build(options))
-    assert refusal(door.admit("192.0.2.1"))[:3] == ("refuse_first", "192.0.2.1", 2)
-    assert isinstance(door.admit("192.0.2.1"), Ticket)
-    door.limits = limits_of(Config.build(options))
-    assert refusal(door.admit("192.0.2.1"))[0] == "rate"
-    door.limits = limits_of(Config.build({**options, "rate": "2/m"}))
-    assert isinstance(door.admit("192.0.2.1"), Ticket)
+    gate = new_gate(Clock(), **options)
+    assert isinstance(gate.admit("192.0.2.1"), Refusal)
+    gate.limits = limits_of(Config.build(options))
+    assert refusal(gate.admit("192.0.2.1"))[:3] == ("refuse_first", "192.0.2.1", 2)
+    assert isinstance(gate.admit("192.0.2.1"), Ticket)
+    gate.limits = limits_of(Config.build(options))
+    assert refusal(gate.admit("192.0.2.1"))[0] == "rate"
+    gate.limits = limits_of(Config.build({**options, "rate": "2/m"}))
+    assert isinstance(gate.admit("192.0.2.1"), Ticket)
 
 
 def test_a_reload_clears_the_cache_of_clients() -> None:
-    door = gate(max_from_ip=1)
-    assert isinstance(door.admit("192.0.2.1"), Ticket)
-    assert isinstance(door.admit("192.0.2.1"), Refusal)
-    door.limits = limits_of(Config.build({"max_from_ip": 1, "exempt": "192.0.2.0/24"}))
-    assert isinstance(door.admit("192.0.2.1"), Ticket)
-    door.limits = limits_of(Config.build({"deny": "192.0.2.0/24"}))
-    assert refusal(door.admit("192.0.2.1"))[0] == "deny"
-    assert door.clients == {"192.0.2.1": 2}
+    gate = new_gate(max_from_ip=1)
+    assert isinstance(gate.admit("192.0.2.1"), Ticket)
+    assert isinstance(gate.admit("192.0.2.1"), Refusal)
+    gate.limits = limits_of(Config.build({"max_from_ip": 1, "exempt": "192.0.2.0/24"}))
+    assert isinstance(gate.admit("192.0.2.1"), Ticket)
+    gate.limits = limits_of(Config.build({"deny": "192.0.2.0/24"}))
+    assert refusal(gate.admit("192.0.2.1"))[0] == "deny"
+    assert gate.clients == {"192.0.2.1": 2}
 
 
 def test_the_cache_of_clients_is_bounded() -> None:
-    door = gate(deny="10.0.0.5")
+    gate = new_gate(deny="10.0.0.5")
     for n in range(3 * MAX_CLIENTS):
-        door.admit(("10.1.0.0", 25) if n % 2 else (f"10.0.{n >> 8}.{n & 255}", n))
-        assert len(door._rules._clients) <= MAX_CLIENTS
-    assert refusal(door.admit("10.0.0.5"))[0] == "deny"
+        gate.admit(("10.1.0.0", 25) if n % 2 else (f"10.0.{n >> 8}.{n & 255}", n))
+        assert len(gate._rules._clients) <= MAX_CLIENTS
+    assert refusal(gate.admit("10.0.0.5"))[0] == "deny"

@@ -79,9 +79,9 @@ def test_a_changed_copy_of_limits_does_not_read_files_again(tmp_path: Path) -> N
     listed.unlink()
     changed = replace(limits, max_from_ip=7)
     assert (changed.deny, changed.rate, changed.max_from_ip) == (limits.deny, limits.rate, 7)
-    door = Gate(limits=changed)
-    assert isinstance(door.admit("192.0.2.1"), Refusal)
-    assert isinstance(door.admit("192.0.2.2"), Ticket)
+    gate = Gate(limits=changed)
+    assert isinstance(gate.admit("192.0.2.1"), Refusal)
+    assert isinstance(gate.admit("192.0.2.2"), Ticket)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.auth import check
 from support.client import MAIL, RCPT, Client, code_and_enhanced
-from support.gates import gate
+from support.gates import new_gate
 from support.handlers import Collect
 from support.server import serve, until
 
@@ -282,9 +282,9 @@ async def test_a_reload_changes_the_stress_timeout() -> None:
 )
 def test_slots_are_short_from_three_quarters_on(slots: int, reserve: int, first: int) -> None:
     """Of the slots that are not reserved."""
-    door = gate(limit_connections=slots, reserve=reserve, exempt="203.0.113.0/24")
+    gate = new_gate(limit_connections=slots, reserve=reserve, exempt="203.0.113.0/24")
     for count in range(1, first + 1):
-        assert not door.slots.stressed
-        door.admit("192.0.2.1")
-        assert door.count == count
-    assert door.slots.stressed
+        assert not gate.slots.stressed
+        gate.admit("192.0.2.1")
+        assert gate.count == count
+    assert gate.slots.stressed

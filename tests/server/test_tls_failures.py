@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import Client
-from support.gates import Clock, gate, refusal
+from support.gates import Clock, new_gate, refusal
 from support.server import serve, until
 
 from smtpd_fork import Gate, Ticket
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 OTHER = "127.0.0.9"
 
 
-def attempt(door: Gate, host: str, *, succeeds: bool = False) -> bool:
+def attempt(gate: Gate, host: str, *, succeeds: bool = False) -> bool:
     """Begin a handshake as *host*; return whether it is allowed."""
-    with door.admit(host) as ticket:  # type: ignore[union-attr]
+    with gate.admit(host) as ticket:  # type: ignore[union-attr]
         assert isinstance(ticket, Ticket)
-        if door.begin_handshake(ticket) is not None:
+        if gate.begin_handshake(ticket) is not None:
             return False
         if succeeds:
-            door.end_handshake(ticket)
+            gate.end_handshake(ticket)
         return True
 
 
-def failures(door: Gate, hosts: Iterable[str]) -> int:
+def failures(gate: Gate, hosts: Iterable[str]) -> int:
     """Fail handshakes as *hosts* until one is refused; return the number of failures."""
     count = 0
     for host in hosts:
-        if not attempt(door, host):
+        if not attempt(gate, host):
             break
         count += 1
     return count
@@ -62,16 +62,16 @@ def test_by_default_a_client_may_fail_300_times_a_minute_and_a_network_1200_time
     hosts: list[str], key: str, most: int
 ) -> None:
     clock = Clock()
-    door = gate(clock)
-    assert failures(door, hosts * 1500) == most
-    ticket = door.admit(hosts[0])
+    gate = new_gate(clock)
+    assert failures(gate, hosts * 1500) == most
+    ticket = gate.admit(hosts[0])
     assert isinstance(ticket, Ticket)
-    found = door.begin_handshake(ticket)
+    found = gate.begin_handshake(ticket)
     assert refusal(found) == ("tls_failure_rate", key, most + 1, most)
-    assert attempt(door, "198.51.100.1")
+    assert attempt(gate, "198.51.100.1")
     clock.now += 60 / most + 0.001
-    assert door.begin_handshake(ticket) is None
-    assert door.begin_handshake(ticket) is not None
+    assert gate.begin_handshake(ticket) is None
+    assert gate.begin_handshake(ticket) is not None
 
 
 @pytest.mark.parametrize(
@@ -86,28 +86,28 @@ def test_by_default_a_client_may_fail_300_times_a_minute_and_a_network_1200_time
 def test_the_limit_can_be_set_and_does_not_apply_to_exempt_clients(
     options: dict[str, Any], host: str, most: int | None
 ) -> None:
-    assert failures(gate(Clock(), **options), [host] * 2000) == (most or 2000)
+    assert failures(new_gate(Clock(), **options), [host] * 2000) == (most or 2000)
 
 
 def test_a_client_whose_handshakes_succeed_is_never_refused() -> None:
-    door = gate(Clock())
-    assert all(attempt(door, "192.0.2.1", succeeds=True) for _ in range(5000))
-    assert failures(door, ["192.0.2.1"] * 1000) == 300
+    gate = new_gate(Clock())
+    assert all(attempt(gate, "192.0.2.1", succeeds=True) for _ in range(5000))
+    assert failures(gate, ["192.0.2.1"] * 1000) == 300
 
 
 def test_handshakes_in_progress_are_counted() -> None:
-    door = gate(Clock(), max_from_ip=0, tls_failure_rate="3/m")
-    tickets = [door.admit("192.0.2.1") for _ in range(4)]
-    verdicts = [door.begin_handshake(ticket) for ticket in tickets]  # type: ignore[arg-type]
+    gate = new_gate(Clock(), max_from_ip=0, tls_failure_rate="3/m")
+    tickets = [gate.admit("192.0.2.1") for _ in range(4)]
+    verdicts = [gate.begin_handshake(ticket) for ticket in tickets]  # type: ignore[arg-type]
     assert [verdict is None for verdict in verdicts] == [True] * 3 + [False]
-    door.end_handshake(tickets[0])  # type: ignore[arg-type]
-    assert door.begin_handshake(tickets[3]) is None  # type: ignore[arg-type]
+    gate.end_handshake(tickets[0])  # type: ignore[arg-type]
+    assert gate.begin_handshake(tickets[3]) is None  # type: ignore[arg-type]
 
 
 def test_clients_of_a_local_network_do_not_share_a_limit() -> None:
     """A local network may have a bridge or a proxy, which many clients share."""
     hosts = [f"10.0.0.{n}" for n in range(200)]
-    assert failures(gate(Clock()), hosts * 10) == 2000
+    assert failures(new_gate(Clock()), hosts * 10) == 2000
 
 
 # -- over the wire ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from smtpd_fork.fleet.address import FleetAddress
 from smtpd_fork.fleet.redis_link import RedisLink
 from smtpd_fork.fleet.sync import Keys
 from support.client import PATIENCE, Client
-from support.gates import gate
+from support.gates import new_gate
 from support.server import serve
 
 if TYPE_CHECKING:
@@ -137,4 +137,4 @@ def own_fleet(url: str, shared: Gate | None = None, **options: Any) -> Fleet:
     """
     link = RedisLink(FleetAddress.parse(url), Keys("smtpd-fork"))
     settings = {"timeout": 0.2, "lease": 2, **options}
-    return Fleet(shared or gate(max_from_ip=5), link, node="mx", **settings)
+    return Fleet(shared or new_gate(max_from_ip=5), link, node="mx", **settings)
