@@ -193,7 +193,9 @@ class ChildControl(Service):
             raise RequestError(Fault.REFUSED, printable(str(error), 1000)) from None
 
     async def _reload_now(self, body: Any) -> Any:
+        if self._administration.ending:  # the process that replaces this one reads the settings
+            return []
         outcome = await self._reload(body)
-        if outcome.reason:
+        if outcome.reason and not self._administration.ending:
             raise RequestError(Fault.REFUSED, outcome.reason, outcome.status)
         return list(outcome.changes)

@@ -10,6 +10,7 @@ from unittest.mock import AsyncMock, Mock
 import msgspec
 
 from smtpd_fork.control_protocol import VERSION, Undeny
+from smtpd_fork.observe.reload_outcome import ReloadOutcome
 from smtpd_fork.supervisor.child_control import ChildControl
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ async def process() -> AsyncIterator[tuple[ChildControl, Mock, Mock, Mock]]:
     channel, server, orders = Mock(), Mock(), Mock()
     channel.start, channel.ended = AsyncMock(), AsyncMock(side_effect=asyncio.Event().wait)
     by_name = {name: getattr(orders, name) for name in ("stop", "drain", "leave", "abort")}
-    control = ChildControl(channel, Mock(), server, by_name, AsyncMock(), None)
+    refused = AsyncMock(return_value=ReloadOutcome(reason="the server is not running"))
+    control = ChildControl(channel, Mock(), server, by_name, refused, None)
     await control.start()
     yield control, channel, server, orders
     await control.stop()
@@ -65,3 +67,9 @@ async def test_denials_change_once_the_networks_denied_before_have_been_read() -
         await control.serving()
         await asyncio.gather(*tasks)
         assert [name for name, *_ in denials.mock_calls][:3] == ["remove", "add", "remove"]
+
+
+async def test_a_process_that_stops_makes_no_reload_fail() -> None:
+    async with process() as (control, channel, _, _):
+        await control.stopping()
+        assert await channel.answer("reload", "root") == []
