@@ -41,9 +41,9 @@ $ make bench ARGS="--quick"                 # about a minute: only to see that i
 $ make bench ARGS="--only W1,W2 --rounds 9" # some workloads, more rounds
 ```
 
-It needs Linux (it reads /proc) and Postfix's `smtp-source`. Servers that are not installed are left
-out, and the tables give the reason. It uses the loopback interface only, and ends every process
-that it starts."""
+`make bench` needs Linux (it reads /proc) and Postfix's `smtp-source`. Servers that are not
+installed are omitted, and the tables give the reason. It uses only the loopback interface, and ends
+every process that it starts."""
 
 _SUMMARY = """\
 ## Summary
@@ -57,10 +57,10 @@ _SUMMARISED_SERVERS = ("smtp-sink", "aiosmtpd", "nodemailer", "haraka")
 _FLOOR = """\
 ### The lower limit for Python
 
-**bare** is a protocol of a dozen lines on the same event loop, which answers 250 to everything. It
-costs only the kernel, the loop and the calls into Python, so no server in Python costs less. The
-difference to a target is available for the gate, the session, the parser and the checks of a
-message."""
+**bare** is a protocol of a dozen lines on the same event loop, which answers 250 to everything. Its
+CPU time is that of the kernel, the loop and the calls into Python, so no server in Python needs
+less. The difference to a target is available for the gate, the session, the parser and the checks
+of a message."""
 
 _METHOD = """\
 ## How to read it
@@ -74,8 +74,8 @@ _METHOD = """\
 - A cell has the **median** of all rounds and, in parentheses, **(least..most)**. A ratio is
   calculated for each round, and its median is shown: it can differ from the ratio of the two
   medians. Less is better, except for values per second.
-- Each value comes from a server that was started for it, on a port of its own, and warmed up. The
-  servers take turns within a workload, and each round begins with another one."""
+- Each value is from a server that was started for it, on its own port, and warmed up. The servers
+  are measured one after another; each round begins with a different server."""
 
 
 def compose(

@@ -70,7 +70,7 @@ class Dovecot(Contender):
     """An instance of its own."""
 
     name = "dovecot"
-    setup = "an instance of its own with one mailbox, a Maildir; it is spoken to by LMTP only"
+    setup = "an instance of its own with one mailbox, a Maildir; it is used only by LMTP"
     only: ClassVar[tuple[str, ...]] = ("W11",)
 
     def missing(self) -> str:

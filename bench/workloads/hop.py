@@ -72,7 +72,7 @@ class Lmtp(ManyAConnection):
             "to smtpd-fork, which passes each to Dovecot by LMTP over a unix socket before it "
             f"answers 250, over as many connections; and (row **dovecot**) with `-L` straight to "
             "Dovecot's socket. All messages are for one mailbox. Dovecot gets half a core by a "
-            "control group, so that it is the limit, and the ratio says whether it is kept busy. "
+            "control group, so that it is the limit, and the ratio shows whether it is kept busy. "
             "More is better, also for the ratio."
         )
 

@@ -50,7 +50,7 @@ class IdleMemory(Workload):
             "The server's own memory (PSS, the sum over its processes) before and after a client "
             f"opens {FEW:,} and then {MANY:,} sessions that have read the greeting and sent EHLO, "
             f"from several addresses; the difference, divided by their number. {WARM_UP} sessions "
-            f"are open at the begin. The server's limit is {CAPACITY:,} sessions. The kernel's "
+            f"are open at the beginning. The server's limit is {CAPACITY:,} sessions. The kernel's "
             "memory for sockets is not included."
         )
 

@@ -73,13 +73,13 @@ class Milter(ManyAConnection):
     def how(self) -> str:
         """How it is measured."""
         return (
-            "As W2, without a milter and with each of several; the values are the CPU time per "
-            "message that the server takes more with one. The milter is a small program on uvloop "
-            "that looks at all events of a message, answers each of them or the last alone (as "
-            "rspamd), and adds two header fields or none; its own CPU time is not counted. The "
-            "additional time is that of one connection which sends one message after the other. "
+            "As W2, without a milter and with each of several; the values are the additional CPU "
+            "time of the server per message. The milter is a small program on uvloop that reads "
+            "all events of a message, answers each of them or only the last (as rspamd), and adds "
+            "two header fields or none; its own CPU time is not counted. The additional time is "
+            "that of one connection which sends one message after the other. "
             f"{self.count:,} messages for each. Postfix gets a quarter of them, and keeps them in "
-            "its queue until discard(8) takes them."
+            "its queue until discard(8) removes them."
         )
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:

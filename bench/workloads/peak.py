@@ -36,8 +36,8 @@ class PeakMemory(Workload):
         return (
             f"One message of {SIZE:,} bytes after {WARM_UP} small ones; the high-water mark of "
             "the server's resident memory (VmHWM, reset before), minus the resident memory before, "
-            "divided by the size of the message. A server that hands its handler the whole "
-            "message cannot be below 1; one that discards it while it arrives is near 0."
+            "divided by the size of the message. A server that passes the whole message to its "
+            "handler cannot be below 1; a server that discards it on arrival is near 0."
         )
 
     def missing(self) -> str:

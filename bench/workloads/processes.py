@@ -57,9 +57,9 @@ class TwoProcesses(Workload):
             f"As W1 and W12, by {SOURCES} smtp-source at once with {CONNECTIONS} connections each, "
             f"for the daemon as it is and with `--processes 2`: {self._count:,} messages with a "
             f"connection each, and {self._count // 2:,} that are stored in a Maildir. smtp-source "
-            "needs more processor time than the daemon, so two processes could not show what they "
-            "do on two cores: each process of the daemon gets a fifth of a core by a control "
-            "group, and smtp-source what it needs. More messages are better, also for the ratios."
+            "needs more CPU time than the daemon, so two cores are not enough to measure two "
+            "processes: a control group limits each process of the daemon to a fifth of a core, "
+            "and smtp-source is not limited. More messages are better, also for the ratios."
         )
 
     def missing(self) -> str:

@@ -39,11 +39,11 @@ class Rspamd(ManyAConnection):
     def how(self) -> str:
         """How it is measured."""
         return (
-            "As W2, without a filter and with the filter `rspamd`; the values are the CPU time "
-            "per message that the server takes more with it. A small program on uvloop answers at "
-            "once what rspamd answers about a message with 16 symbols; its own CPU time is not "
-            "counted. It keeps connections open, or closes them behind each answer, as rspamd "
-            f"3.4 does. {self.count:,} messages for each."
+            "As W2, without a filter and with the filter `rspamd`; the values are the additional "
+            "CPU time of the server per message. A small program on uvloop sends at once the "
+            "answer of rspamd for a message with 16 symbols; its own CPU time is not counted. It "
+            "keeps connections open, or closes them after each answer, as rspamd 3.4 does. "
+            f"{self.count:,} messages for each."
         )
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:

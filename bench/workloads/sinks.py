@@ -50,9 +50,9 @@ class EverySink(Workload):
             "smtp-sink, pipe to `cp /dev/stdin FILE`, webhook to aiohttp's server, redis to "
             "redis-server, nats to nats-server with a max_payload of 64 MiB, s3 to moto. In the "
             "row **two milters** each of two adds fields to the header, before `discard`. A task "
-            "in the daemon sleeps for 1 ms, again and again: a hold is how much longer that took, "
-            "which includes time in which another process had the processor; CPU time is that of "
-            "the loop's thread during one sleep. Memory as in W8, of the daemon alone."
+            "in the daemon repeatedly sleeps for 1 ms: a hold is the additional duration of a "
+            "sleep, including time in which other processes ran on the CPU; CPU time is that of "
+            "the loop's thread during one sleep. Memory as in W8, of the daemon only."
         )
 
     def missing(self) -> str:
