@@ -237,7 +237,9 @@ class Messenger:
         self._still_waiting = message.sync.waits and self._gate.full
         needed = self._gate.count + self._gate.limits.reserve + message.sync.waits
         if self._share.others_wait and message.sync.want > needed:
-            self._wake.set()  # they waited before the message was built, or their hint was lost
+            # This message was built before the hint, or the hint was lost: send another message,
+            # which gives up the spare slots.
+            self._wake.set()
 
     def _message(self, *, leaves: bool) -> Message:
         now, about = time.monotonic(), ""

@@ -116,7 +116,7 @@ class OtherSupervisor:
         return self._functions[kind](body)
 
     async def _left(self, body: Any) -> None:
-        # In a task, as messages that are forwarded: it must not get ahead of those of these nodes.
+        # A coroutine, as for forwarded messages: it runs after the messages of these nodes.
         self._requests.remove_nodes(self, body)
 
     def _serves(self, body: Any) -> None:

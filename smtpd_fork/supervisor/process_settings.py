@@ -37,7 +37,7 @@ class ProcessSettings(RunTimeChanges):
         self._of = config.processes
         self._running = None
         self._reloaded = -math.inf
-        """Time at which the last reload began, by the loop's clock."""
+        """The time at which the last reload began, by the loop's clock."""
 
     @property
     @abstractmethod
@@ -55,8 +55,8 @@ class ProcessSettings(RunTimeChanges):
         return self.gate.limits
 
     def send_changes(self, process: ServingProcess) -> None:
-        """Send the changes made since then to a process that has just started."""
-        if process.began < self._reloaded:  # it may have read the settings before they changed
+        """Send the changes made at run time to a process that has just started."""
+        if process.began < self._reloaded:  # it may have read the old settings
             process.notify("reload", "a reload during the start")
         if self.gate.paused:
             process.notify("pause", True)

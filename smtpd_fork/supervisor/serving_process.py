@@ -203,8 +203,8 @@ class ServingProcess:
     async def _answers(self) -> bool:
         """Return whether the process answers a health check in time.
 
-        It is asked twice: if this process was stopped itself, or hung, the first answer may have
-        come and not have been read when the time is over.
+        There are two checks, as the supervisor itself may have been suspended or blocked: then the
+        first one may time out although its answer has arrived.
         """
         for _ in range(2):
             with suppress(TimeoutError):

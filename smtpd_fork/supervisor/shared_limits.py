@@ -72,8 +72,8 @@ class SharedLimits:
         :param kind: ``sync``, or ``fleet`` for the other questions
         """
         sync = _decoder.decode(body[1]) if kind == "sync" else None
-        # A message that comes back from a supervisor which has just handed the ledger over is not
-        # of a process of that supervisor.
+        # During the handover of the ledger, the other supervisor may forward a message of this
+        # supervisor's process back: it is not a process of that supervisor.
         if sync is not None and self._senders.setdefault(sync.node, participant) is participant:
             participant.nodes.add(sync.node)
         if self._ledger_owner is not None:

@@ -62,13 +62,13 @@ CHOOSE: dict[str, Callable[[Iterable[float]], float]] = {
 }
 """Metrics that are not added, each with the function that chooses one of the values."""
 
-FIGURES_SECONDS = 5.0
-"""Timeout for the figures of a process; without an answer its last ones are used. Prometheus waits
+STATISTICS_SECONDS = 5.0
+"""Timeout for the metrics of a process; after it the last known ones are used. Prometheus waits
 10 s."""
 
 READINESS_SECONDS = 0.5
-"""How long a readiness probe waits for a process that does not answer: the others serve. Kubernetes
-waits 1 s."""
+"""How long a readiness probe waits for a process that does not answer, as the others may serve.
+Kubernetes waits 1 s."""
 
 _ROWS = (*METRICS, *FLEET_METRICS)
 
@@ -173,7 +173,7 @@ class MergedStatistics(Snapshots):
         return self.now
 
     async def _take(self) -> Snapshot:
-        answers = await self._processes.ask_all("figures", seconds=FIGURES_SECONDS)
+        answers = await self._processes.ask_all("figures", seconds=STATISTICS_SECONDS)
         for process in self._last.keys() - set(self._processes.current):
             self._ended = [_totals([*self._ended, self._last.pop(process)])]
         self._last |= answers

@@ -36,7 +36,7 @@ log = logging.getLogger("smtpd_fork.daemon")
 OTHERS_SECONDS = ALL_SECONDS - 1
 OWN_SECONDS = ALL_SECONDS - 2
 """Timeouts for the answers of other supervisors' and of own processes, if another supervisor waits
-for both."""
+for both: shorter than its own timeout."""
 
 
 class Upgrades:
@@ -76,7 +76,7 @@ class Upgrades:
         other.close()
         del self._others[other]
         self._limits.supervisor_ended(other)
-        self.set_full(other, full=False)  # it is not asked about any more
+        self.set_full(other, full=False)  # so that no reference to it remains
 
     @property
     def _dependents(self) -> list[OtherSupervisor]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def fails_after(good: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that works so many times, and then finds no descriptor."""
+    """Return a function that succeeds a number of times, and then fails with EMFILE."""
     left = iter(range(good))
 
     def call(*arguments: Any) -> Any:

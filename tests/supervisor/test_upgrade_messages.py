@@ -50,7 +50,7 @@ class Answers:
         self._answers = answers
 
     def notify(self, kind: str, body: object) -> None:
-        """Take no note."""
+        """Do nothing."""
 
     async def ask(self, kind: str, body: object, *, seconds: float) -> str:
         async with asyncio.timeout(seconds):
@@ -95,7 +95,7 @@ KEY = "c:192.0.2.1"
 
 
 def sync(node: str, *sessions: int) -> Any:
-    """Return a message of a process with so many sessions of one client."""
+    """Return a message of a process with a number of sessions of one client."""
     counts = [1, *sessions] if sessions else []
     message = Sync(node, lease=60_000, keep=90_000, limit=0, sessions=0, want=0, counts=counts)
     return [KEY], encode(message)
@@ -120,7 +120,7 @@ async def test_the_end_of_the_old_supervisor_removes_no_count_of_a_new_process()
     old = Channel(ours)
 
     async def hand_over(kind: str, body: object) -> object:
-        """Hand the ledger over while a message of a new process is under way to it."""
+        """Hand the ledger over while a message of a new process is in flight."""
         if kind == "sync":
             old.notify("ledger", Ledger().snapshot())
             return await old.ask(kind, body)
