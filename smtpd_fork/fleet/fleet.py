@@ -102,7 +102,7 @@ class Fleet:
         self._since = time.time()
         self._users = 0
 
-    # -- life ------------------------------------------------------------------------------------
+    # -- start and stop --------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Join the fleet. If it is out of reach, keep trying; until then the node's limits apply.

@@ -106,7 +106,7 @@ class Messenger:
         self._urgent = False
         self._still_waiting = False  # clients waited at the last message, and wait still
 
-    # -- life ------------------------------------------------------------------------------------
+    # -- start and stop --------------------------------------------------------------------------
 
     @property
     def running(self) -> bool:

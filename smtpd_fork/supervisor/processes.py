@@ -104,7 +104,7 @@ class Processes(ProcessSettings):
         """The number of sessions, for the service manager."""
         return self.sessions
 
-    # -- life ----------------------------------------------------------------------------------
+    # -- start and stop ------------------------------------------------------------------------
 
     async def start(self, *, accept: bool = True) -> None:
         """Start the processes: first one alone, so that an error in all is reported only once.

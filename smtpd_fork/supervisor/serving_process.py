@@ -108,7 +108,7 @@ class ServingProcess:
     def __str__(self) -> str:
         return f"process {self.number} (pid {self.pid})"
 
-    # -- the start -----------------------------------------------------------------------------
+    # -- start ---------------------------------------------------------------------------------
 
     @classmethod
     async def start(cls, number: int, start: Start) -> ServingProcess:
@@ -153,7 +153,7 @@ class ServingProcess:
             handover.send(YOURS)
         self._watching = asyncio.ensure_future(self._watch())
 
-    # -- its life ------------------------------------------------------------------------------
+    # -- requests and end ---------------------------------------------------------------------
 
     async def ask(self, kind: str, body: Any = None, *, seconds: float | None = None) -> Any:
         """Send a request; see :meth:`Channel.ask`."""
