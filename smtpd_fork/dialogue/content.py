@@ -46,7 +46,7 @@ class BodyFault(Enum):
     TOO_LONG = "a line is too long"
     TOO_MUCH = "the message is too large"
     BARE = "bare CR, bare LF or NUL"
-    NO_ROOM = "memory is short"
+    NO_ROOM = "memory is low"
 
 
 class Content:
@@ -56,7 +56,7 @@ class Content:
     :param line_limit: maximum octets of a line with its line end, without a doubled dot; 0 is no
         limit
     :param bare: handling of bare CR and LF
-    :ivar dropped: whether the content is no longer stored, as memory is short
+    :ivar dropped: whether the content is no longer stored, as memory is low
     """
 
     __slots__ = (
@@ -101,7 +101,7 @@ class Content:
         return BodyFault.NO_ROOM if self._fault is None and self.dropped else self._fault
 
     def drop(self) -> None:
-        """Remove the content, as memory is short. Further input is checked, but not stored."""
+        """Remove the content, as memory is low. Further input is checked, but not stored."""
         self.dropped = True
         self._first = self._out = None
 

@@ -53,7 +53,7 @@ class Chunk:
         return 0 if self._content is None else self._content.held
 
     def drop(self) -> None:
-        """Remove the content of the message, as memory is short."""
+        """Remove the content of the message, as memory is low."""
         if self._content is not None:
             self._content.drop()
 

@@ -170,7 +170,7 @@ class Shared:
         self.ehlo_is_old = is_old_ehlo(hooks.get("EHLO"))
         self.hooks = {name: self.tally.timed_hook(name, hook) for name, hook in hooks.items()}
         self.dsn = bool(getattr(handler, "supports_dsn", False))
-        """Whether EHLO offers DSN and its parameters are accepted, as the handler demands."""
+        """Whether DSN is offered and its parameters are accepted: the handler must support it."""
 
     def _find_commands(self) -> None:
         cls = self.cls
@@ -191,7 +191,7 @@ class Shared:
             self.methods.remove("BDAT")
         binary = bool(getattr(self.handler, "supports_binarymime", False))
         self.binarymime = self.chunking and binary
-        """Whether EHLO offers BINARYMIME and MAIL accepts it, as the handler demands."""
+        """Whether BINARYMIME is offered and accepted: the handler must support it."""
 
     def _compute(self) -> None:
         """Compute the values that depend on the settings."""

@@ -116,7 +116,7 @@ def end_for_memory(connection: Connection, held: int) -> bool:
         return False
     text = "Insufficient system storage, closing connection"
     reply = reply_line(421, "4.3.1", dialogue.shared.hostname, text)
-    end_for_resources(connection, reply, f"memory is short, it was idle and held {held} bytes")
+    end_for_resources(connection, reply, f"memory is low, it was idle and held {held} bytes")
     return True
 
 

@@ -1,4 +1,4 @@
-"""Idle sessions are ended while memory is short: the largest first, with 421."""
+"""Idle sessions are ended while memory is low: the largest first, with 421."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ async def test_idle_sessions_that_hold_memory_are_ended_the_largest_first(
     told = [text for text in caplog.messages if "ended to free resources" in text]
     assert len(told) == 1
     assert " 127.0.0.3:" in told[0]
-    assert "memory is short, it was idle and held 33" in told[0]
+    assert "memory is low, it was idle and held 33" in told[0]
 
 
 async def test_clients_that_hold_all_memory_do_not_block_others(

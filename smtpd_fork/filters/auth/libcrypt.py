@@ -62,7 +62,7 @@ def hash_of(password: bytes, text: str) -> str:
 
     :param password: at most :data:`LONGEST_PASSWORD` octets
     :param text: the other hash, of a kind for which :func:`computes` returns True
-    :raises HashError: memory is short, or the other hash is malformed
+    :raises HashError: memory is low, or the other hash is malformed
     """
     from ctypes import create_string_buffer, get_errno  # noqa: PLC0415 # see above
 

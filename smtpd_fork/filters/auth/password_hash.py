@@ -137,7 +137,7 @@ class PasswordHash:
     def verify(self, password: bytes) -> bool:
         """Return whether it is the hash of *password*. Blocks for up to some seconds.
 
-        :raises HashError: the hash cannot be computed because memory is short
+        :raises HashError: the hash cannot be computed because memory is low
         """
         longest = libcrypt.LONGEST_PASSWORD if self._by_libcrypt else LONGEST_PASSWORD
         fits = 0 < len(password) <= longest and b"\0" not in password
