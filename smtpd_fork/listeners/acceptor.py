@@ -115,7 +115,7 @@ class Acceptor:
         self._on_accepted = self._answer_probe_or_judge if probes else self._judge
         self._queue.change(math.inf if wait is None else wait)
 
-    # -- life --------------------------------------------------------------------------------
+    # -- life cycle ----------------------------------------------------------------------------
 
     def open(self) -> None:
         """Start or continue to accept clients, unless the acceptor is withdrawn or stopped."""
@@ -191,7 +191,7 @@ class Acceptor:
         self._refuser.close()
         return answered
 
-    # -- the states --------------------------------------------------------------------------
+    # -- states ------------------------------------------------------------------------------
 
     def _close_as(self, state: State) -> None:
         """Stop watching the listeners; only STOPPED can follow WITHDRAWN, and nothing STOPPED."""

@@ -110,7 +110,7 @@ class Server(RunTimeChanges):
         self._starting = self._stop_wanted = self._in_fleet = False
         self._stopping: asyncio.Task[int] | None = None
 
-    # -- life ----------------------------------------------------------------------------------
+    # -- life cycle ----------------------------------------------------------------------------
 
     def bind(self) -> None:
         """Bind the sockets and listen; clients wait in the backlog from then on.

@@ -159,13 +159,13 @@ def test_the_watchdog_of_another_process_is_ignored() -> None:
     assert mine.watchdog == 1.5
 
 
-# -- in the loop -------------------------------------------------------------------------------
+# -- in an event loop --------------------------------------------------------------------------
 
 
-def hears(manager: Manager, told: list[bytes]) -> bool:
+def receives(manager: Manager, messages: list[bytes]) -> bool:
     """Read the next message to the manager, if there is one; return whether there was."""
     try:
-        told.append(manager.sock.recv(4096, socket.MSG_DONTWAIT))
+        messages.append(manager.sock.recv(4096, socket.MSG_DONTWAIT))
     except BlockingIOError:
         return False
     return True
@@ -178,14 +178,14 @@ async def test_the_status_is_sent_only_when_it_has_changed(
     gate = Gate(limit_connections=3)
     service = Notifications(Notifier(manager.address), gate)
     await service.serving()
-    told = [manager.sock.recv(4096)]
+    messages = [manager.sock.recv(4096)]
     ticket = gate.admit("192.0.2.1")
 
-    await until(lambda: hears(manager, told))
+    await until(lambda: receives(manager, messages))
     ticket.release()  # type: ignore[union-attr]
-    await until(lambda: hears(manager, told))
+    await until(lambda: receives(manager, messages))
     await service.stop()
-    assert told == [
+    assert messages == [
         b"READY=1\nSTATUS=0 of 3 sessions",
         b"STATUS=1 of 3 sessions",
         b"STATUS=0 of 3 sessions",
@@ -207,10 +207,10 @@ async def test_fields_that_a_slow_manager_does_not_accept_are_sent_later(
     await service.serving()
     for _ in range(sent):
         assert manager.sock.recv(4096) == b"X=1"
-    told: list[bytes] = []
-    await until(lambda: hears(manager, told))
+    messages: list[bytes] = []
+    await until(lambda: receives(manager, messages))
     await service.stop()
-    assert told[0].startswith(b"READY=1\nSTATUS=")
+    assert messages[0].startswith(b"READY=1\nSTATUS=")
 
 
 async def test_after_an_upgrade_only_the_new_process_id_is_sent(manager: Manager) -> None:
@@ -229,10 +229,10 @@ async def test_a_stop_requests_more_time_while_the_event_loop_runs(
     service = Notifications(Notifier(manager.address, watchdog=0.02), Gate())
     await service.serving()
     await service.stopping()
-    told: list[bytes] = []
-    while sum(b"EXTEND_TIMEOUT_USEC=" in message for message in told) < 3:
-        await until(lambda: hears(manager, told))
-    while not told[-1].startswith(b"WATCHDOG=1"):
-        await until(lambda: hears(manager, told))  # the watchdog is active until the end
+    messages: list[bytes] = []
+    while sum(b"EXTEND_TIMEOUT_USEC=" in message for message in messages) < 3:
+        await until(lambda: receives(manager, messages))
+    while not messages[-1].startswith(b"WATCHDOG=1"):
+        await until(lambda: receives(manager, messages))  # the watchdog is active until the end
     await service.stop()
-    assert sum(b"STOPPING=1" in message for message in told) == 1
+    assert sum(b"STOPPING=1" in message for message in messages) == 1

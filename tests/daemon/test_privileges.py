@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.parametrize("detach", [(), ("--detach",)], ids=["in front", "detached"])
+@pytest.mark.parametrize("detach", [(), ("--detach",)], ids=["foreground", "detached"])
 def test_a_privileged_port_needs_privileges(
     detach: tuple[str, ...], command_for_nobody: list[str], public: Path
 ) -> None:
@@ -76,7 +76,7 @@ def test_a_missing_privilege_is_an_error_in_one_line(
         assert word in only_line(ended)
 
 
-@pytest.mark.parametrize("detach", [(), ("--detach",)], ids=["in front", "detached"])
+@pytest.mark.parametrize("detach", [(), ("--detach",)], ids=["foreground", "detached"])
 def test_an_error_after_dropping_privileges_leaves_no_files_of_root(
     detach: tuple[str, ...], command_for_nobody: list[str], public: Path
 ) -> None:

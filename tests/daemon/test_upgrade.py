@@ -39,7 +39,7 @@ from smtpd_fork.cli import upgrade
 from smtpd_fork.errors import ExitStatus, OperatingSystemError
 from smtpd_fork.sinks import Discard
 
-# -- what goes on ------------------------------------------------------------------------------
+# -- continuity of service ---------------------------------------------------------------------
 
 
 @on_both_loops
@@ -58,7 +58,7 @@ def test_the_new_process_gets_sockets_and_pid_file_and_sessions_continue(
         assert pid_file.read_text() == f"{new}\n"
         client.send(b" a line\r\n.\r\n")
         assert client.getreply()[0] == 250
-        assert idle.noop()[0] == 250, "nobody is told to go"
+        assert idle.noop()[0] == 250, "the session continues"
         assert daemon.process.poll() is None
         client.quit()
         idle.quit()
@@ -240,7 +240,7 @@ async def test_a_resting_server_can_accept_again() -> None:
     sock.close()
 
 
-# -- with the manners of a daemon --------------------------------------------------------------
+# -- detached, and as another user -------------------------------------------------------------
 
 
 @on_both_loops
@@ -269,7 +269,7 @@ def test_the_new_process_of_a_detached_daemon_is_detached(tmp_path: Path, loop: 
     assert not (tmp_path / "daemon.pid").exists()
 
 
-@pytest.mark.parametrize("detach", [False, True], ids=["in front", "detached"])
+@pytest.mark.parametrize("detach", [False, True], ids=["foreground", "detached"])
 def test_a_process_of_another_user_gets_the_files_that_root_created(
     public: Path, command_for_nobody: list[str], *, detach: bool
 ) -> None:
@@ -299,18 +299,18 @@ def test_a_process_of_another_user_gets_the_files_that_root_created(
     until(lambda: not any((public / "run").iterdir()), "the cleanup process is done")
 
 
-# -- what is written down ----------------------------------------------------------------------
+# -- documentation and reload ------------------------------------------------------------------
 
 
 def test_all_log_lines_of_upgrades_are_documented_with_their_levels() -> None:
     page = read("docs/systemd.md")
-    told = set(re.findall(r"^\| `([^`]+)` \| (info|warning|error) \|$", page, re.MULTILINE))
+    documented = set(re.findall(r"^\| `([^`]+)` \| (info|warning|error) \|$", page, re.MULTILINE))
     source = Path(upgrade.__file__).read_text() + Path(serve_module.__file__).read_text()
     logged = re.findall(r'log\.(info|warning|error)\(\s*"([^"]+)"', source)
     lines = {(re.sub("%d", "N", text).replace("%s", "REASON"), level) for level, text in logged}
     ours = {(t, level) for t, level in lines if re.search("SIGUSR2|upgrade|continue in this", t)}
     assert len(ours) == 10
-    assert ours == told
+    assert ours == documented
 
 
 async def test_a_withdrawn_server_cannot_be_reloaded() -> None:

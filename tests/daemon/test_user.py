@@ -152,7 +152,7 @@ def test_files_that_only_root_can_read_are_read_before_privileges_are_dropped(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("detach", [False, True], ids=["in front", "detached"])
+@pytest.mark.parametrize("detach", [False, True], ids=["foreground", "detached"])
 def test_files_that_only_root_can_remove_are_removed_at_the_end(
     public: Path, command_for_nobody: list[str], number: signal.Signals, *, detach: bool
 ) -> None:

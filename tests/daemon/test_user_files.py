@@ -83,16 +83,16 @@ def test_a_library_that_the_user_cannot_read_is_imported_before_privileges_are_d
     )
     ended = run(*options, cwd=public, command=unreadable_python())
     assert (ended.returncode, ended.stderr) == (0, "")
-    told = (public / "log").read_text()
-    assert "WARNING an upgrade (SIGUSR2) will fail: user nobody cannot read /" in told
-    assert "ImportError" not in told
-    assert "ModuleNotFoundError" not in told
+    log = (public / "log").read_text()
+    assert "WARNING an upgrade (SIGUSR2) will fail: user nobody cannot read /" in log
+    assert "ImportError" not in log
+    assert "ModuleNotFoundError" not in log
     checked = run("check", *options[:4], "--handler", "discard", cwd=public, command=COMMAND)
     assert "warning: an upgrade (SIGUSR2) will fail: user nobody cannot read /" in checked.stdout
     assert checked.returncode == 0
 
 
-@pytest.mark.parametrize("detach", [(), ("-d",)], ids=["in front", "detached"])
+@pytest.mark.parametrize("detach", [(), ("-d",)], ids=["foreground", "detached"])
 def test_an_import_error_after_privileges_are_dropped_is_one_line_with_its_status(
     public: Path, detach: tuple[str, ...]
 ) -> None:

@@ -61,12 +61,12 @@ def test_of_two_processes_that_replace_a_stale_socket_only_one_listens(tmp_path:
             for _ in range(2)
         ]
 
-        def say(process: subprocess.Popen[str]) -> None:
+        def release(process: subprocess.Popen[str]) -> None:
             assert process.stdin is not None
             process.stdin.write("\n")
             process.stdin.flush()
 
-        def heard(process: subprocess.Popen[str]) -> str:
+        def output_of(process: subprocess.Popen[str]) -> str:
             assert process.stdout is not None
             return process.stdout.readline().strip()
 
@@ -76,16 +76,16 @@ def test_of_two_processes_that_replace_a_stale_socket_only_one_listens(tmp_path:
                 dead.bind(str(path))
                 dead.listen()
             for process in pair:
-                say(process)
-            answers = sorted(heard(process) for process in pair)
+                release(process)
+            answers = sorted(output_of(process) for process in pair)
             assert answers == [
                 f"cannot listen on unix:{path}: another program answers there", "listening",
             ]  # fmt: skip
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(path))
                 for process in pair:
-                    say(process)
-                assert [heard(process) for process in pair] == ["done", "done"]
+                    release(process)
+                assert [output_of(process) for process in pair] == ["done", "done"]
         assert not list(tmp_path.iterdir())
 
 

@@ -278,7 +278,7 @@ async def test_ipv6_clients_are_looked_up_by_their_address() -> None:
         ({("9.0.0.127.in-addr.arpa", "PTR"): None}, None),
         ({}, None),
     ],
-    ids=["leads back", "leads elsewhere", "leads nowhere", "silence", "no name"],
+    ids=["the client", "another address", "no address", "no answer", "no name"],
 )  # fmt: skip
 async def test_a_reverse_name_is_used_only_if_it_resolves_to_the_client(
     records: Any, name: str | None

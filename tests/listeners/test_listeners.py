@@ -184,7 +184,7 @@ async def test_a_path_that_another_process_has_bound_is_not_removed(tmp_path: Pa
     other.close()
 
 
-# -- trouble -----------------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------
 
 
 async def test_a_client_that_resets_before_accept_has_no_effect(
@@ -230,12 +230,12 @@ async def test_without_free_descriptors_clients_get_421_until_some_are_free(
                 sock.close()
         async with await Client.to(server.addresses[0]) as client:
             assert (await client.greet()).code == 250
-    told = [r.getMessage() for r in caplog.records if r.name == "smtpd_fork.listeners"]
-    assert [line.split(":")[0].split(";")[0] for line in told] == [
+    logged = [r.getMessage() for r in caplog.records if r.name == "smtpd_fork.listeners"]
+    assert [line.split(":")[0].split(";")[0] for line in logged] == [
         "cannot accept",
         "accepting again",
     ]
-    assert "6 clients were answered 421" in told[1]
+    assert "6 clients were answered 421" in logged[1]
 
 
 async def test_the_acceptor_stays_stopped_after_a_stop_within_a_burst(

@@ -200,7 +200,7 @@ async def test_a_reload_reads_the_networks_of_probes_again(tmp_path: Path) -> No
             assert server.gate.count == 0
 
 
-# -- where a PROXY header comes first --------------------------------------------------------------
+# -- on a listener with PROXY headers --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("header", [LOCAL_V2, UNKNOWN, FOR_ITSELF, b""])
@@ -322,6 +322,6 @@ def test_a_daemon_answers_probes(tmp_path: Path) -> None:
             assert sock.recv(4) == b"220 "
             sock.sendall(b"QUIT\r\n")
         assert daemon.stop() == 0
-        told = [line.partition(" INFO ")[2] for line in daemon.log.splitlines()]
-        assert "stopping: 0 sessions open, 0 waiting clients refused" in told
+        logged = [line.partition(" INFO ")[2] for line in daemon.log.splitlines()]
+        assert "stopping: 0 sessions open, 0 waiting clients refused" in logged
         assert not any(PROBE in line for line in daemon.lines)

@@ -76,7 +76,7 @@ def tcp() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 
 
-# -- a daemon that is started with them --------------------------------------------------------
+# -- a daemon with inherited sockets -----------------------------------------------------------
 
 
 @on_both_loops
@@ -166,7 +166,7 @@ class Look:
 """
 
 
-# -- systemd's own ----------------------------------------------------------------------------
+# -- systemd-socket-activate ------------------------------------------------------------------
 
 
 @on_both_loops
@@ -202,7 +202,7 @@ def try_to_hear(port: int, heard: list[bytes]) -> bool:
     return True
 
 
-# -- what cannot be ----------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------
 
 
 def udp() -> socket.socket:
@@ -305,7 +305,7 @@ def test_no_passed_sockets_are_not_an_error(environment: dict[str, str]) -> None
     assert environment == {}
 
 
-# -- in a program ------------------------------------------------------------------------------
+# -- functions ---------------------------------------------------------------------------------
 
 
 @pytest.fixture

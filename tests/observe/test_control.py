@@ -30,16 +30,16 @@ def test_the_status_has_the_current_values(daemon: Daemon, tmp_path: Path) -> No
     with daemon.smtp() as client:
         client.ehlo("client.example")
         text = says(tmp_path, "status")
-        told = json.loads(says(tmp_path, "status", "--json"))
+        shown = json.loads(says(tmp_path, "status", "--json"))
         client.quit()
     pid = daemon.process.pid
     assert re.match(rf"smtpd-fork \S+ on \S+, pid {pid}: serving, for \d+s\n", text)
     assert re.search(r"^sessions +1 of 1000 \(command 1\)$", text, re.MULTILINE)
     assert re.search(r"^clients +1 \(127\.0\.0\.1 1\)$", text, re.MULTILINE)
     assert f"127.0.0.1:{daemon.port}" in text
-    assert (told["sessions"], told["limit"], told["phases"]) == (1, 1000, {"command": 1})
-    assert (told["admitted"], told["state"], told["pid"]) == (1, "serving", pid)
-    assert told["listeners"] == [f"127.0.0.1:{daemon.port}"]
+    assert (shown["sessions"], shown["limit"], shown["phases"]) == (1, 1000, {"command": 1})
+    assert (shown["admitted"], shown["state"], shown["pid"]) == (1, "serving", pid)
+    assert shown["listeners"] == [f"127.0.0.1:{daemon.port}"]
 
 
 def test_the_environment_variable_names_the_socket_for_daemon_and_command(tmp_path: Path) -> None:
@@ -74,14 +74,14 @@ def test_a_session_is_kicked_by_its_id(daemon: Daemon, tmp_path: Path) -> None:
     with daemon.smtp() as other:
         client = daemon.smtp()
         client.ehlo("kicked.example")
-        (told,) = [each for each in sessions(tmp_path) if each["helo"] == "kicked.example"]
-        assert says(tmp_path, "kick", told["id"]) == "1 session ended\n"
+        (shown,) = [each for each in sessions(tmp_path) if each["helo"] == "kicked.example"]
+        assert says(tmp_path, "kick", shown["id"]) == "1 session ended\n"
         assert last_word(client) == (421, b"4.3.2")
         assert other.noop()[0] == 250
-        ended = command(tmp_path, "kick", told["id"])
+        ended = command(tmp_path, "kick", shown["id"])
         assert ended.returncode == os.EX_DATAERR
-        assert only_line(ended) == f"smtpd-fork: no session {told['id']}\n"
-    assert f"kick {told['id']}" in daemon.log
+        assert only_line(ended) == f"smtpd-fork: no session {shown['id']}\n"
+    assert f"kick {shown['id']}" in daemon.log
 
 
 @pytest.mark.parametrize("source", ["127.0.0.2", "127.0.0.2/31"])
@@ -147,8 +147,8 @@ def test_a_kick_ends_a_client_in_any_phase(
             client.sendall(words)
             phase = where.replace("starttls", "handshake")
             until(lambda: ask(tmp_path, "status")["phases"] == {phase: 1}, phase)
-            (told,) = ask(tmp_path, "sessions")["sessions"]
-            assert says(tmp_path, "kick", told["id"]) == "1 session ended\n"
+            (shown,) = ask(tmp_path, "sessions")["sessions"]
+            assert says(tmp_path, "kick", shown["id"]) == "1 session ended\n"
             heard = b""
             while chunk := client.recv(4096):
                 heard += chunk
@@ -226,8 +226,8 @@ def test_the_rejections_of_a_session_are_explained_and_counted(tmp_path: Path) -
                 "to       <b@example.com>",
                 "helo     client.example",
             ]
-        (told,) = json.loads(says(tmp_path, "explain", "--json", name))["rejections"]
-        assert (told["command"], told["recipient"]) == ("DATA", "b@example.com")
+        (shown,) = json.loads(says(tmp_path, "explain", "--json", name))["rejections"]
+        assert (shown["command"], shown["recipient"]) == ("DATA", "b@example.com")
         status = says(tmp_path, "status")
         assert re.search(r"^messages +1 \(too_big 1\)$", status, re.MULTILINE)
         assert re.search(r"^rejected +1 \(message_size 1\)$", status, re.MULTILINE)

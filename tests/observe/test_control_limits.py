@@ -34,13 +34,13 @@ def test_limits_are_shown_changed_and_reset_by_a_reload(daemon: Daemon, tmp_path
         with pytest.raises(smtplib.SMTPConnectError, match="421"):
             daemon.smtp()
     assert re.search(r"^rate +-$", says(tmp_path, "limits", "rate="), re.MULTILINE)
-    told = json.loads(says(tmp_path, "limits", "--json"))
-    assert told["changed"] == ["limit_connections", "max_from_ip"]
-    assert ask(tmp_path, "status")["limits_changed"] == told["changed"]
+    shown = json.loads(says(tmp_path, "limits", "--json"))
+    assert shown["changed"] == ["limit_connections", "max_from_ip"]
+    assert ask(tmp_path, "status")["limits_changed"] == shown["changed"]
     daemon.signal(signal.SIGHUP)
     daemon.wait_for("configuration reloaded")
-    told = json.loads(says(tmp_path, "limits", "--json"))
-    assert (told["changed"], told["until"], told["limits"]["max_from_ip"]) == ([], None, 50)
+    shown = json.loads(says(tmp_path, "limits", "--json"))
+    assert (shown["changed"], shown["until"], shown["limits"]["max_from_ip"]) == ([], None, 50)
 
 
 def test_a_failed_reload_keeps_the_changes(tmp_path: Path) -> None:
@@ -50,8 +50,8 @@ def test_a_failed_reload_keeps_the_changes(tmp_path: Path) -> None:
         (tmp_path / "bad.list").write_text("nonsense\n")
         daemon.signal(signal.SIGHUP)
         daemon.wait_for("reload failed, previous settings stay in force")
-        told = ask(tmp_path, "limits")
-        assert (told["changed"], told["limits"]["max_from_ip"]) == (["max_from_ip"], 7)
+        shown = ask(tmp_path, "limits")
+        assert (shown["changed"], shown["limits"]["max_from_ip"]) == (["max_from_ip"], 7)
         # The invalid list does not prevent a change of other limits either.
         assert ask(tmp_path, "limits", set={"max_from_ip": ["8"]})["ok"]
         assert ask(tmp_path, "limits", set={"allow": ["192.0.2.7"]})["ok"]
@@ -94,8 +94,8 @@ def test_an_invalid_limit_changes_nothing(
     ended = command(place_with_daemon, "limits", "limit_connections=7", *words)
     assert ended.returncode == os.EX_USAGE
     assert reason in only_line(ended)
-    told = ask(place_with_daemon, "limits")
-    assert (told["changed"], told["limits"]["limit_connections"]) == ([], 1000)
+    shown = ask(place_with_daemon, "limits")
+    assert (shown["changed"], shown["limits"]["limit_connections"]) == ([], 1000)
 
 
 def test_a_lack_of_file_descriptors_is_a_warning(tmp_path: Path) -> None:

@@ -84,6 +84,6 @@ def test_every_request_and_every_error_is_documented() -> None:
     page = read("docs/control.md")
     tables = page.partition("## The protocol")[2]
     rows = re.findall(r"^\| (`[^|]+) \|", tables, re.MULTILINE)
-    told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     commands = {each.__struct_config__.tag for each in Request.__args__}
-    assert told == commands | set(Fault)
+    assert documented == commands | set(Fault)

@@ -51,8 +51,8 @@ def test_it_prints_and_logs_a_line_for_each_change(tmp_path: Path, loop: str) ->
         daemon.wait_for(r"control: uid \d+, pid \d+: reloading the configuration$")
         daemon.wait_for(r"configuration reloaded \(.*max_from_ip 2 -> 3.*\)$")
         daemon.wait_for("WARNING user none -> root needs a restart$")
-        told = json.loads(says(tmp_path, "reload", "--json"))
-        assert (told["changes"], told["restart"]) == ([], [])
+        printed = json.loads(says(tmp_path, "reload", "--json"))
+        assert (printed["changes"], printed["restart"]) == ([], [])
 
 
 LISTS = ("allow", "deny", "exempt", "proxy-trust", "probe-from")

@@ -95,7 +95,7 @@ def test_a_detached_daemon_has_the_socket_and_removes_it(tmp_path: Path) -> None
     assert not (tmp_path / SOCKET).exists()
 
 
-# -- who may -----------------------------------------------------------------------------------
+# -- permissions -------------------------------------------------------------------------------
 
 
 def test_the_socket_belongs_to_the_user_and_the_cleanup_process_removes_it(
@@ -135,7 +135,7 @@ def test_another_user_is_refused_even_if_the_mode_allows_it(
         assert json.loads(says(public, "status", "--json"))["state"] == "serving"
 
 
-# -- what answers may be anybody ---------------------------------------------------------------
+# -- invalid replies ---------------------------------------------------------------------------
 
 EVIL = "\x1b]0;owned\x07\x9b2J\u202e[red]x[/red]"
 STATUS_REPLY = {

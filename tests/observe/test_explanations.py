@@ -12,8 +12,8 @@ def test_a_refusal_has_an_id_in_its_reply_and_can_be_explained() -> None:
     gate.admit("192.0.2.1")
     verdict = gate.admit("192.0.2.1")
     assert isinstance(verdict, Refusal)
-    told = gate.refuse(verdict).reply("mx").decode()
-    name = told.rpartition("[")[2].rstrip("]\r\n")
+    text = gate.refuse(verdict).reply("mx").decode()
+    name = text.rpartition("[")[2].rstrip("]\r\n")
     explanation = gate.explain(name)
     assert explanation is not None
     assert explanation.refusal is verdict

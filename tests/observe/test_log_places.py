@@ -70,8 +70,8 @@ def test_an_error_of_reopening_is_logged_to_the_old_file(tmp_path: Path) -> None
         daemon.log.rename(moved)
         daemon.log.mkdir()
         os.kill(daemon.pid, SIGHUP)
-        told = "ERROR cannot reopen the log, logging continues here: Is a directory"
-        until(lambda: told in moved.read_text(), "the complaint")
+        message = "ERROR cannot reopen the log, logging continues here: Is a directory"
+        until(lambda: message in moved.read_text(), "the complaint")
         daemon.stop()
         assert moved.read_text().endswith("INFO stopped\n")
 
@@ -153,8 +153,8 @@ def test_entries_are_lost_without_syslogd_and_their_number_is_logged_later(
         with bound(path) as second:
             log.info("three")
             assert second.recv(1000).endswith(b"INFO three")
-            told = b"WARNING 1 log entries were lost: they could not be written"
-            assert second.recv(1000).endswith(told)
+            message = b"WARNING 1 log entries were lost: they could not be written"
+            assert second.recv(1000).endswith(message)
 
 
 def test_every_datagram_of_a_traceback_has_the_session_id(
@@ -286,7 +286,7 @@ def test_the_real_journald_stores_the_fields(tmp_path: Path) -> None:
     assert queued["SMTPD_FORK_QUEUE_ID"].startswith(queued["SMTPD_FORK_SESSION"])
 
 
-# -- nowhere ---------------------------------------------------------------------------------------
+# -- without a target ------------------------------------------------------------------------------
 
 _WITHOUT_SYSLOG = """
 import sys

@@ -49,7 +49,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("log_format", ["text", "json"])
-@pytest.mark.parametrize("asking", [check, check_slowly], ids=["at once", "slowly"])
+@pytest.mark.parametrize("asking", [check, check_slowly], ids=["immediately", "slowly"])
 async def test_no_log_line_has_credentials(
     form: str, log_format: str, asking: Any, tmp_path: Path, certificates: Certificates
 ) -> None:

@@ -81,13 +81,13 @@ def test_entries_that_do_not_fit_are_dropped_and_their_number_is_logged(pipe: Pi
             log_queue.handle(entry(f"line {number}"))
         assert log_queue._put_bytes - log_queue._taken_bytes < 50_000 + 200
         heard = pipe.drain(log_queue).decode()
-    told = [int(m[1]) for m in re.finditer(r"WARNING (\d+) log entries were lost", heard)]
+    logged = [int(m[1]) for m in re.finditer(r"WARNING (\d+) log entries were lost", heard)]
     # The thread may begin to write meanwhile, so that later entries fit.
     kept = [int(m[1]) for m in re.finditer(r"^INFO line (\d+)$", heard, re.MULTILINE)]
     in_order = sorted(set(kept)) == kept
     assert in_order
     assert 0 < len(kept) < 10_000
-    assert len(kept) + sum(told) == 10_000
+    assert len(kept) + sum(logged) == 10_000
 
 
 def test_the_end_does_not_wait_for_a_pipe_without_a_reader(pipe: Pipe) -> None:
@@ -154,9 +154,9 @@ def test_a_full_disk_loses_entries_without_mixing_lines(
         log_queue.begin()
         log_queue.handle(entry("room again"))
         until(lambda: log_queue._reported == 3, "the report")
-    told = "WARNING 3 log entries were lost: they could not be written"
+    logged = "WARNING 3 log entries were lost: they could not be written"
     lines = (tmp_path / "log").read_text().splitlines()
-    assert lines == ["INFO number 0", "INFO number", "INFO room again", told]
+    assert lines == ["INFO number 0", "INFO number", "INFO room again", logged]
 
 
 def test_only_the_thread_waits_for_a_journald_that_hangs(

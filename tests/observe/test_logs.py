@@ -47,16 +47,16 @@ def failed(text: str) -> Any:
 
 def test_the_fields_of_the_docs_are_those_of_the_program() -> None:
     section = read("docs/operation.md").partition("### Fields")[2].partition("\n## ")[0]
-    told = re.findall(r"^\| `(\w+)` \| (.+) \|$", section, re.MULTILINE)
-    assert told == list(FIELDS.items())
+    found = re.findall(r"^\| `(\w+)` \| (.+) \|$", section, re.MULTILINE)
+    assert found == list(FIELDS.items())
 
 
 def test_an_entry_in_json_is_one_object_with_time_in_utc() -> None:
-    told = json.loads(JsonFormat().format(record("%s %d", args=("hello", 5))))
-    assert list(told) == ["time", "level", "logger", "pid", "message"]
-    assert told["time"] == "2026-01-01T00:00:00.250000Z"
-    assert datetime.fromisoformat(told["time"]).tzinfo is UTC
-    assert (told["level"], told["logger"], told["message"]) == ("warning", "x", "hello 5")
+    found = json.loads(JsonFormat().format(record("%s %d", args=("hello", 5))))
+    assert list(found) == ["time", "level", "logger", "pid", "message"]
+    assert found["time"] == "2026-01-01T00:00:00.250000Z"
+    assert datetime.fromisoformat(found["time"]).tzinfo is UTC
+    assert (found["level"], found["logger"], found["message"]) == ("warning", "x", "hello 5")
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,11 @@ def test_an_entry_in_json_is_one_object_with_time_in_utc() -> None:
     ],
 )
 def test_the_entry_of_a_refusal_has_all_its_fields(verdict: Any, rule: str, key: str) -> None:
-    told = fields_of(record(refusal=verdict, more=3, seconds=5))
-    assert (told["rule"], told["key"]) == (rule, key)
-    assert (told["count"], told["limit"]) == (verdict.count, verdict.limit)
-    assert (told["more"], told["seconds"]) == (3, 5)
-    assert "extra" not in told
+    found = fields_of(record(refusal=verdict, more=3, seconds=5))
+    assert (found["rule"], found["key"]) == (rule, key)
+    assert (found["count"], found["limit"]) == (verdict.count, verdict.limit)
+    assert (found["more"], found["seconds"]) == (3, 5)
+    assert "extra" not in found
 
 
 class Nameless:
@@ -80,7 +80,7 @@ class Nameless:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "found"),
     [
         (5, 5),
         (True, True),
@@ -94,18 +94,18 @@ class Nameless:
         (Nameless(), "<Nameless>"),
     ],
 )
-def test_fields_of_a_handler_are_an_object_of_simple_values(given: Any, told: Any) -> None:
+def test_fields_of_a_handler_are_an_object_of_simple_values(given: Any, found: Any) -> None:
     def strict(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
 
     line = JsonFormat().format(record(mine=given))
-    assert json.loads(line, parse_constant=strict)["extra"] == {"mine": told}
+    assert json.loads(line, parse_constant=strict)["extra"] == {"mine": found}
 
 
 def test_fields_of_a_handler_are_limited() -> None:
-    told = fields_of(record("x" * 10**6, **{f"n{n}": "y" * 10**6 for n in range(1000)}))
-    assert len(json.dumps(told)) < 64 * 1024
-    assert told["message"].endswith(f"... ({10**6 - MAX_TEXT} more)")
+    found = fields_of(record("x" * 10**6, **{f"n{n}": "y" * 10**6 for n in range(1000)}))
+    assert len(json.dumps(found)) < 64 * 1024
+    assert found["message"].endswith(f"... ({10**6 - MAX_TEXT} more)")
 
 
 def test_a_message_with_wrong_arguments_is_still_logged() -> None:
@@ -113,9 +113,9 @@ def test_a_message_with_wrong_arguments_is_still_logged() -> None:
 
 
 def test_the_end_of_a_long_traceback_is_kept() -> None:
-    told = fields_of(record(exc_info=failed("x" * 10**5 + "end")))
-    assert told["traceback"].endswith("end")
-    assert len(told["traceback"]) <= MAX_TRACEBACK
+    found = fields_of(record(exc_info=failed("x" * 10**5 + "end")))
+    assert found["traceback"].endswith("end")
+    assert len(found["traceback"]) <= MAX_TRACEBACK
 
 
 def hostile_records() -> list[logging.LogRecord]:

@@ -187,15 +187,15 @@ async def test_the_collected_metrics_are_those_in_the_table(
 ) -> None:
     proc()
     body = await scraped_after_traffic(tmp_path, certificates)
-    told = {}
+    collected = {}
     for family in text_format(body):
         keys = {key for sample in family.samples for key in sample.labels} - {"le"}
         labels = ",".join(sorted(keys, reverse=True))
         info = family.name.endswith("_info")
         name = family.name + ("_total" if family.type == "counter" else "")
         kind = "info" if info else family.type
-        told[name] = (kind, "" if info else labels, family.documentation)
-    assert told == {row.name: (row.kind, row.label, row.text) for row in METRICS}
+        collected[name] = (kind, "" if info else labels, family.documentation)
+    assert collected == {row.name: (row.kind, row.label, row.text) for row in METRICS}
 
 
 def test_the_table_of_the_docs_is_that_of_the_code() -> None:

@@ -240,8 +240,8 @@ async def test_a_session_with_many_rejected_messages_logs_a_few_hundred_bytes(
                 client.send("too much\r\n.\r\n")
                 assert (await client.reply()).code == 552
     text = path.read_text()
-    told = [each for each in text.splitlines() if "rejected DATA" in each]
-    counts = [int(each.rpartition("; ")[2].split()[0]) for each in told[1:]]
+    logged = [each for each in text.splitlines() if "rejected DATA" in each]
+    counts = [int(each.rpartition("; ")[2].split()[0]) for each in logged[1:]]
     assert sum(counts) == 999
     assert len(text) < 400 + 150 * len(counts)  # a line every five seconds
 

@@ -38,7 +38,7 @@ def test_a_flood_from_one_client_is_one_line_immediately_and_one_per_period(cloc
     assert len(lines) == 1
     assert log.flush() == []
     clock.now += 5
-    assert [told.text for told in log.flush()] == [
+    assert [line.text for line in log.flush()] == [
         "refused 192.0.2.1: max_from_ip (7 > 5); 999 more in 5 s"
     ]
     assert log.flush() == []
@@ -61,7 +61,7 @@ def test_clients_beyond_the_limit_of_the_table_share_a_summary(clock: Clock) -> 
     assert len(lines) == 11
     assert len(log._clients) == 11
     clock.now += 5
-    assert [told.text for told in log.flush()] == ["refused other clients; 989 more in 5 s"]
+    assert [line.text for line in log.flush()] == ["refused other clients; 989 more in 5 s"]
 
 
 def test_refusals_without_a_free_slot_share_a_summary(clock: Clock) -> None:
@@ -74,6 +74,6 @@ def test_at_the_end_all_counts_are_logged(clock: Clock) -> None:
     log = RefusalLog(clock=clock)
     log.note(refusal())
     log.note(refusal(count=9))
-    (told,) = log.flush(everything=True)
-    assert told.text == "refused 192.0.2.1: max_from_ip (9 > 5); 1 more in 0 s"
-    assert (told.last, told.more) == (refusal(count=9), 1)
+    (line,) = log.flush(everything=True)
+    assert line.text == "refused 192.0.2.1: max_from_ip (9 > 5); 1 more in 0 s"
+    assert (line.last, line.more) == (refusal(count=9), 1)

@@ -40,10 +40,10 @@ async def test_a_registry_of_the_program_has_the_metrics_of_the_server() -> None
     assert after["smtpd_fork_rejections_total", "sequence"] == 1
     assert after["smtpd_fork_ready", ""] == 1
     names = {row.name for row in METRICS if row.name.startswith("smtpd_fork_")}
-    told = {name.removesuffix("_bucket").removesuffix("_count") for name, _ in after}
+    documented = {name.removesuffix("_bucket").removesuffix("_count") for name, _ in after}
     wanted = {"smtpd_fork_dnsbl_zone_enabled", "smtpd_fork_handler_seconds"}
     of_handlers = ("smtpd_fork_sink_", "smtpd_fork_filter_")
-    assert {each for each in names - told if not each.startswith(of_handlers)} <= wanted
+    assert {each for each in names - documented if not each.startswith(of_handlers)} <= wanted
 
 
 async def test_networks_denied_at_run_time_are_counted_until_they_expire() -> None:

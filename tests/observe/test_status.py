@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# -- what is told ----------------------------------------------------------------------------------
+# -- pages ----------------------------------------------------------------------------------------
 
 
 async def test_health_and_readiness_are_reported() -> None:

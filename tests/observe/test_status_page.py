@@ -168,7 +168,7 @@ def test_the_policy_allows_only_the_style_of_the_page() -> None:
     )
 
 
-# -- the bars --------------------------------------------------------------------------------------
+# -- the chart -------------------------------------------------------------------------------------
 
 
 def rectangles(svg: str) -> list[tuple[str, float]]:

@@ -58,7 +58,7 @@ def names_shown(context: ssl.SSLContext, authority: Authority, name: str | None)
     return {str(name[1]) for name in shown["subjectAltName"]}
 
 
-# -- by name -----------------------------------------------------------------------------------
+# -- selection by name -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("starttls", [False, True], ids=["smtps", "starttls"])
@@ -274,7 +274,7 @@ def test_files_that_changed_while_they_were_read_are_read_again(
     assert found.load().certificates[0].names == ("a.example",)
 
 
-# -- time --------------------------------------------------------------------------------------
+# -- expiry ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_warnings_begin_two_weeks_before_a_certificate_expires(tmp_path: Path) -
         assert (certificate.warning(now) is not None) == warned
 
 
-# -- embedded ----------------------------------------------------------------------------------
+# -- in a program ------------------------------------------------------------------------------
 
 
 async def test_a_context_of_the_caller_stays_in_use(authority: Authority) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 KICKED = "4.3.2 mx.example.com Ended by the administrator, try again later"
 
 
-def everybody(_: Ticket) -> bool:
+def all_sessions(_: Ticket) -> bool:
     return True
 
 
@@ -30,12 +30,12 @@ def phases(server: Server) -> list[str]:
     return [entry.phase for entry in server.gate.ledger()]
 
 
-async def gone(server: Server) -> None:
+async def no_session_is_left(server: Server) -> None:
     await until(lambda: server.gate.count == 0)
     assert server.audit() == []
 
 
-async def is_told(client: Client) -> None:
+async def gets_421(client: Client) -> None:
     reply = await client.reply()
     assert (reply.code, reply.text) == (421, KICKED)
     assert await client.ended()
@@ -44,10 +44,10 @@ async def is_told(client: Client) -> None:
 async def test_an_idle_session_gets_421() -> None:
     async with serve(Discard()) as server, await Client.to(server.addresses[0]) as client:
         await client.greet()
-        assert await server.kick(everybody) == 1
-        await is_told(client)
+        assert await server.kick(all_sessions) == 1
+        await gets_421(client)
         await client.close()
-        await gone(server)
+        await no_session_is_left(server)
 
 
 async def test_a_session_is_chosen_by_its_id_in_the_ledger() -> None:
@@ -60,7 +60,7 @@ async def test_a_session_is_chosen_by_its_id_in_the_ledger() -> None:
         await other.greet("other.example")
         (entry,) = [each for each in server.gate.ledger() if each.helo == "one.example"]
         assert await server.kick(lambda ticket: ticket.id == entry.id) == 1
-        await is_told(one)
+        await gets_421(one)
         assert (await other.deliver()).code == 250
         assert await server.kick(lambda ticket: ticket.id == "no-such-id") == 0
 
@@ -72,11 +72,11 @@ async def test_a_client_that_sends_a_message_gets_421_and_nothing_is_delivered()
         assert (await client.say(MAIL, RCPT, "DATA")).code == 354
         client.send("Subject: half\r\n\r\nhalf a li")
         await until(lambda: phases(server) == ["data"])
-        assert await server.kick(everybody) == 1
-        await is_told(client)
+        assert await server.kick(all_sessions) == 1
+        await gets_421(client)
         client.send("ne\r\n.\r\n")  # the client has not noticed: its data is read and discarded
         await client.close()
-        await gone(server)
+        await no_session_is_left(server)
     assert handler.messages == []
 
 
@@ -95,12 +95,12 @@ async def test_a_message_in_a_handler_is_delivered_and_answered_first() -> None:
         await client.say(MAIL, RCPT, "DATA")
         client.send("Subject: hi\r\n\r\nhello\r\n.\r\nNOOP\r\n")
         await entered.wait()
-        assert await server.kick(everybody) == 1
+        assert await server.kick(all_sessions) == 1
         assert phases(server) == ["handler"]
         leave.set()
         assert (await client.reply()).code == 250
-        await is_told(client)
-        await gone(server)
+        await gets_421(client)
+        await no_session_is_left(server)
     assert len(handler.messages) == 1
 
 
@@ -112,8 +112,8 @@ async def test_a_client_that_waits_for_the_greeting_gets_421() -> None:
         await until(lambda: phases(server) == ["greet-pause"])
         (entry,) = server.gate.ledger()
         assert await server.kick(lambda ticket: ticket.id == entry.id) == 1
-        await is_told(client)
-        await gone(server)
+        await gets_421(client)
+        await no_session_is_left(server)
 
 
 async def test_a_proxy_that_has_not_sent_its_header_gets_421() -> None:
@@ -123,9 +123,9 @@ async def test_a_proxy_that_has_not_sent_its_header_gets_421() -> None:
         await Client.to(server.addresses[0]) as client,
     ):
         await until(lambda: phases(server) == ["proxy-header"])
-        assert await server.kick(everybody) == 1
-        await is_told(client)
-        await gone(server)
+        assert await server.kick(all_sessions) == 1
+        await gets_421(client)
+        await no_session_is_left(server)
 
 
 async def test_a_client_keeps_the_id_that_it_had_before_its_session() -> None:
@@ -150,9 +150,9 @@ async def test_a_client_in_a_tls_handshake_is_closed(certificates: Certificates)
         await Client.to(server.addresses[0]) as client,
     ):
         await until(lambda: phases(server) == ["handshake"])
-        assert await server.kick(everybody) == 1
+        assert await server.kick(all_sessions) == 1
         assert (await client.reply()).code == 0
-        await gone(server)
+        await no_session_is_left(server)
 
 
 async def test_a_client_in_the_handshake_of_starttls_is_closed(certificates: Certificates) -> None:
@@ -163,9 +163,9 @@ async def test_a_client_in_the_handshake_of_starttls_is_closed(certificates: Cer
         await client.greet()
         assert (await client.say("STARTTLS")).code == 220
         await until(lambda: phases(server) == ["handshake"])
-        assert await server.kick(everybody) == 1
+        assert await server.kick(all_sessions) == 1
         assert (await client.reply()).code == 0
-        await gone(server)
+        await no_session_is_left(server)
 
 
 async def test_an_idle_session_under_tls_gets_421(certificates: Certificates) -> None:
@@ -175,9 +175,9 @@ async def test_an_idle_session_under_tls_gets_421(certificates: Certificates) ->
         await Client.to(server.addresses[0], tls=certificates.client) as client,
     ):
         await client.greet()
-        assert await server.kick(everybody) == 1
-        await is_told(client)
-        await gone(server)
+        assert await server.kick(all_sessions) == 1
+        await gets_421(client)
+        await no_session_is_left(server)
 
 
 async def test_a_client_that_has_not_answered_a_challenge_gets_421() -> None:
@@ -188,9 +188,9 @@ async def test_a_client_that_has_not_answered_a_challenge_gets_421() -> None:
     ):
         await client.greet()
         assert (await client.say("AUTH LOGIN")).code == 334
-        assert await server.kick(everybody) == 1
-        await is_told(client)
-        await gone(server)
+        assert await server.kick(all_sessions) == 1
+        await gets_421(client)
+        await no_session_is_left(server)
 
 
 @pytest.mark.parametrize("hook", ["MAIL", "CONNECT"])
@@ -209,11 +209,11 @@ async def test_the_end_of_a_running_hook_is_awaited(hook: str) -> None:
             await client.greet()
             client.send(MAIL + "\r\n")
         await entered.wait()
-        assert await server.kick(everybody) == 1
+        assert await server.kick(all_sessions) == 1
         leave.set()
         assert (await client.reply()).code == (250 if hook == "MAIL" else 220)
-        await is_told(client)
-        await gone(server)
+        await gets_421(client)
+        await no_session_is_left(server)
 
 
 async def test_a_client_that_does_not_read_is_closed_as_well() -> None:
@@ -228,11 +228,11 @@ async def test_a_client_that_does_not_read_is_closed_as_well() -> None:
                 loop.sock_sendall(client, b"EHLO a.example\r\n" * 100_000)
             )
             await until(lambda: getattr(ticket.holder, "blocked", False))
-            assert await server.kick(everybody) == 1
+            assert await server.kick(all_sessions) == 1
             await until(lambda: phases(server) == ["closing"])
             sending.cancel()
             await asyncio.wait([sending])
-        await gone(server)
+        await no_session_is_left(server)
 
 
 async def tickets(server: Server) -> set[Ticket]:
@@ -245,13 +245,13 @@ async def test_a_client_cannot_evade_a_kick_by_pipelined_commands() -> None:
         await client.greet()
         client.send("NOOP\r\n" * 10_000)
         await until(lambda: server.gate.ledger()[0].phase == "command")
-        assert await server.kick(everybody) == 1
+        assert await server.kick(all_sessions) == 1
         codes = {250}
         while codes == {250}:
             codes = {(await client.reply()).code}
         assert codes == {421}
         assert await client.ended()
-        await gone(server)
+        await no_session_is_left(server)
 
 
 async def test_a_handler_may_kick_its_own_session() -> None:
@@ -269,7 +269,7 @@ async def test_a_handler_may_kick_its_own_session() -> None:
         assert (await client.reply()).code == 421
         assert await client.ended()
         await client.close()
-        await gone(server)
+        await no_session_is_left(server)
 
 
 async def test_many_sessions_are_kicked_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,11 +278,11 @@ async def test_many_sessions_are_kicked_in_batches(monkeypatch: pytest.MonkeyPat
         clients = [await Client.to(server.addresses[0]) for _ in range(20)]
         for client in clients:
             await client.greet()
-        assert await server.kick(everybody) == 20
+        assert await server.kick(all_sessions) == 20
         for client in clients:
-            await is_told(client)
+            await gets_421(client)
             await client.close()
-        await gone(server)
+        await no_session_is_left(server)
 
 
 async def test_a_drain_waits_for_the_sessions_and_admits_no_clients() -> None:

@@ -104,7 +104,7 @@ async def test_a_client_without_a_certificate_resumes_its_session(
     assert resumed == [False, True, True]
 
 
-# -- certificates of clients --------------------------------------------------------------------
+# -- client certificates ------------------------------------------------------------------------
 
 
 @VERSIONS

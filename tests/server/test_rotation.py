@@ -153,7 +153,7 @@ async def test_further_certificates_and_the_client_ca_are_watched_as_well(
             assert (await client.greet()).code == 250
 
 
-# -- what cannot be used -----------------------------------------------------------------------
+# -- unusable files ----------------------------------------------------------------------------
 
 
 def other_key(old: Issued, new: Issued) -> None:

@@ -110,7 +110,7 @@ def test_clients_of_a_local_network_do_not_share_a_limit() -> None:
     assert failures(new_gate(Clock()), hosts * 10) == 2000
 
 
-# -- over the wire ---------------------------------------------------------------------------------
+# -- with real connections -------------------------------------------------------------------------
 
 
 def client_hello() -> bytes:

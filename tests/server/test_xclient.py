@@ -114,13 +114,13 @@ async def test_the_progress_of_the_previous_client_does_not_count() -> None:
 async def test_a_client_without_an_address_is_not_local(
     starttls: bool, certificates: Certificates
 ) -> None:
-    told: list[Any] = []
+    seen: list[Any] = []
 
     class Asks(Filter):
         async def handle_MAIL(self, server: Any, session: Any, envelope: Any, *_: Any) -> Any:
             request = attributes(server, session, envelope, "MAIL", sender="a@b.example")
-            told.append((request["client_address"], request["client_name"]))
-            told.append(client_step(server, session, "mx").data)
+            seen.append((request["client_address"], request["client_name"]))
+            seen.append(client_step(server, session, "mx").data)
             return MISSING
 
     kept = Collect()
@@ -133,7 +133,7 @@ async def test_a_client_without_an_address_is_not_local(
             await client.say("EHLO x", "MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "DATA")
             client.send("Authentication-Results: mx.example.com; dkim=pass\r\n\r\nx\r\n.\r\n")
             assert (await client.reply()).code == 250
-    assert told == [("unknown", "unknown"), b"unknown\0U"]
+    assert seen == [("unknown", "unknown"), b"unknown\0U"]
     assert kept.messages == [b"\r\nx\r\n"]
 
 

@@ -144,7 +144,7 @@ class Control(Service):
     def _loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
 
-    # -- life ----------------------------------------------------------------------------------
+    # -- life cycle ----------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Answer requests, unless the old process of an upgrade still does."""
