@@ -160,7 +160,7 @@ async def test_a_message_with_a_too_large_header_is_refused() -> None:
 @pytest.mark.parametrize(
     ("octets", "expected"), [(65_536, (250, "2.0.0")), (65_537, (552, "5.3.4"))]
 )
-async def test_a_field_that_libmilter_cannot_take_is_refused(
+async def test_a_message_with_a_field_too_long_for_libmilter_is_refused(
     octets: int, expected: tuple[int, str]
 ) -> None:
     folded = "x\r\n " * 16_000
