@@ -13,7 +13,7 @@ import inspect
 import logging
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -53,11 +53,14 @@ class Channel(asyncio.Protocol):
     """One end of the channel.
 
     :param sock: one socket of the pair; the channel closes it
+    :param states: notifications of a state, of which only the last one matters: while the other
+        process does not read, only the last one of each kind is kept for it
     :ivar answer: carries out the requests of the other end; set it before :meth:`start`
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, states: Collection[str] = ()) -> None:
         self._sock = sock
+        self._state_kinds = states
         self.answer: Answer | None = None
         self._starting: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
@@ -66,6 +69,8 @@ class Channel(asyncio.Protocol):
         self._tasks: set[asyncio.Task[None]] = set()
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
+        self._writable = True
+        self._states: dict[str, Any] = {}
 
     async def start(self) -> None:
         """Start to read and write; a second call has no effect."""
@@ -124,8 +129,22 @@ class Channel(asyncio.Protocol):
 
     def notify(self, kind: str, body: Any = None) -> None:
         """Send a notification to the other process; no error if that process has ended."""
+        if kind in self._state_kinds and not self._writable:
+            self._states[kind] = body
+            return
         with suppress(ChannelClosedError):
             self._send(_Frame(0, kind, body))
+
+    def pause_writing(self) -> None:
+        """Handle a full buffer: the other process does not read (asyncio.BaseProtocol)."""
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        """Handle that the other process reads again (asyncio.BaseProtocol)."""
+        self._writable = True
+        states, self._states = self._states, {}
+        for kind, body in states.items():
+            self.notify(kind, body)
 
     def _send(self, frame: _Frame) -> None:
         if self._transport is None or self._transport.is_closing():

@@ -96,7 +96,7 @@ class OtherSupervisor:
         self.on_progress = on_progress
         self.serving = 0
         self.nodes: set[str] = set()
-        self._channel = Channel(sock)
+        self._channel = Channel(sock, ["full"])
         self._channel.answer = self._answer
         self._functions: Mapping[str, Callable[[Any], Any]] = {
             "serves": self._serves,

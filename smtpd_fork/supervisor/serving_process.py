@@ -128,7 +128,7 @@ class ServingProcess:
                 raise OperatingSystemError(f"cannot start a process: {error.strerror}") from None
             its_handover.close()
             its_channel.close()
-            found = cls(number, process, Channel(ours), began)
+            found = cls(number, process, Channel(ours, ["elsewhere"]), began)
             found._channel.answer = partial(start.answer, found)
             stack.callback(found._channel.close)
             try:

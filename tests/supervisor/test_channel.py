@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def two_ends() -> AsyncIterator[tuple[Channel, Channel]]:
-    ours, its = map(Channel, socket.socketpair())
+    one, other = socket.socketpair()
+    ours, its = Channel(one, ["full"]), Channel(other)
     await ours.start()
     await its.start()
     try:
@@ -89,3 +90,32 @@ async def test_pending_requests_fail_when_the_other_process_ends() -> None:
         ours.notify("nothing")
         with pytest.raises(ChannelClosedError):
             await ours.ask("no more")
+
+
+async def test_a_process_that_does_not_read_gets_the_last_state_and_takes_no_memory() -> None:
+    received: list[object] = []
+    done = asyncio.Event()
+
+    def answer(kind: str, body: object) -> None:
+        received.append(body)
+        if kind == "left":
+            done.set()
+
+    async with two_ends() as (ours, its):
+        its.answer = answer
+        assert its._transport is not None
+        assert ours._transport is not None
+        its._transport.pause_reading()
+        for number in range(100_000):
+            ours.notify("full", number)
+            if number % 1000 == 0:
+                await asyncio.sleep(0)
+        assert ours._transport.get_write_buffer_size() < 100_000
+        its._transport.resume_reading()
+        while received[-1:] != [99_999]:
+            await asyncio.sleep(0)
+        assert len(received) < 50_000
+        ours.notify("full", True)
+        ours.notify("left", [])
+        await done.wait()
+        assert received[-2:] == [True, []]
