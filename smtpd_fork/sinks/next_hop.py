@@ -324,7 +324,7 @@ def _log_delivery(mail: Mail, delivery: _Delivery, replies: list[str]) -> None:
     """Log that a message was accepted for at least one recipient."""
     sender, client = ascii(mail.sender)[1:-1], describe(mail.client.peer)
     taken = [reply for reply in replies if reply[0] == "2"]
-    about = {"client": client, "from": sender, "to": len(taken), "hop": delivery.server}
+    about = {"client": client, "from": sender, "to": len(taken), "server": delivery.server}
     log.info(
         "[%s] delivered to %s: from=<%s> to=%d size=%d client=%s%s: %s",
         *(mail.id, delivery.server, sender, len(taken), len(mail.content)),

@@ -239,6 +239,7 @@ class ServerSink(Sink):
         sender, client = ascii(mail.sender)[1:-1], describe(mail.client.peer)
         recipients, size = len(mail.recipients), len(mail.content)
         about = {"client": client, "from": sender, "to": recipients, "size": size}
+        about["server"] = self.server
         self.log.info(
             "[%s] delivered to %s: from=<%s> to=%d size=%d client=%s%s",
             *(mail.id, self.server, sender, recipients, size, client, mail.log_words),

@@ -14,6 +14,7 @@ from support.sinks import open_sockets
 
 from smtpd_fork.hops.connection import Phase
 from smtpd_fork.message.results import per_recipient
+from smtpd_fork.observe.logs.fields import fields_of
 from smtpd_fork.sinks.base import TOO_SLOW, deliver_in_time
 from smtpd_fork.sinks.lmtp import Lmtp
 from smtpd_fork.sinks.relay import Relay
@@ -305,11 +306,14 @@ async def test_a_delivery_is_one_log_line(caplog: pytest.LogCaptureFixture) -> N
     caplog.set_level(logging.INFO, "smtpd_fork.sinks")
     async with a_hop() as hop, closing(Relay(hop.address)) as relay:
         await deliver(relay)
-    (line,) = [each.getMessage() for each in caplog.records if each.name == "smtpd_fork.sinks"]
-    assert line == (
+    (line,) = [each for each in caplog.records if each.name == "smtpd_fork.sinks"]
+    assert line.getMessage() == (
         f"[77-1-1] delivered to {hop.address}: from=<a@example.org> to=1 size=25 "
         "client=192.0.2.7:4711: 250 2.0.0 OK"
     )
+    fields = fields_of(line)
+    assert fields["server"] == hop.address
+    assert "extra" not in fields, "a sink's own fields are listed"
 
 
 @pytest.mark.parametrize("step", ["GREETING", "EHLO"])

@@ -38,6 +38,7 @@ FIELDS = {
     "from": "message: the sender",
     "to": "message: number of recipients",
     "size": "message: size in bytes",
+    "server": "message: the server that accepted it from a sink",
     "reason": "why a client was refused, a command or message rejected, or something failed",
     "command": "rejection: the command",
     "reply": "rejection: the reply",
@@ -69,7 +70,7 @@ MAX_EXTRA_TEXT = 1024
 
 _EXTRA_FIELDS = (
     *("session", "client", "address", "more", "seconds", "queue_id"),
-    *("from", "to", "size", "reason", "lost", "command", "reply", "recipient", "helo"),
+    *("from", "to", "size", "server", "reason", "lost", "command", "reply", "recipient", "helo"),
     *("score", "tags", "orig_client", "orig_queue_id", "user"),
 )
 """Fields that come from ``extra=`` under their own names."""
