@@ -97,4 +97,7 @@ class FullProcesses:
     def add_supervisor(self, other: OtherSupervisor) -> None:
         """Add another supervisor, which counts as full until its first notification."""
         self._full.add(other)
+
+    def notify_supervisor(self, other: OtherSupervisor) -> None:
+        """Send the first notification to another supervisor."""
         other.notify("full", not self._own_free)

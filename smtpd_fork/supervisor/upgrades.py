@@ -67,9 +67,11 @@ class Upgrades:
     # -- other supervisors -----------------------------------------------------------------------
 
     async def _connect(self, other: OtherSupervisor) -> None:
+        self._full.add_supervisor(other)  # first: its notifications may be read during the start
         await other.start()
         self._others[other] = asyncio.ensure_future(self._watch(other))
-        self._full.add_supervisor(other)
+        self._full.notify_supervisor(other)
+        self.announce_free_slots()
 
     async def _watch(self, other: OtherSupervisor) -> None:
         await other.ended()

@@ -46,6 +46,7 @@ def test_all_processes_know_whether_one_that_accepts_has_a_free_slot(some: list[
 
     for number, supervisor in enumerate(supervisors):
         supervisor.add_supervisor(others[number])
+        supervisor.notify_supervisor(others[number])
     announce()
     for event, number in some:
         if event == "drains":

@@ -168,3 +168,28 @@ async def test_the_end_of_a_process_is_forwarded_after_its_last_message() -> Non
         new.notify("left", ["mx"])
         assert [await received.get() for _ in range(2)] == ["sync", "left"]
         await asking
+
+
+async def test_a_new_supervisor_knows_of_free_slots_that_were_announced_before_it_had_started() -> (
+    None
+):
+    ours, its = socket.socketpair()
+    old = Channel(ours)
+    old.answer = Mock()
+    await old.start()
+    old.notify("full", True)
+    old.notify("full", False)
+    process: Any = Mock(nodes=set())
+    upgrades = Upgrades([Mock(process=process, accepts=True)], its)
+    try:
+        await upgrades.join()
+        await asyncio.sleep(0.01)
+        upgrades.set_full(process, full=True)
+        assert not process.notify.called, "the old processes have slots for clients that wait"
+        old.notify("full", True)
+        while not process.notify.called:
+            await asyncio.sleep(0)
+        process.notify.assert_called_once_with("elsewhere", False)
+    finally:
+        old.close()
+        await old.ended()
