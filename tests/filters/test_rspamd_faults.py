@@ -97,6 +97,12 @@ async def test_any_other_answer_defers_the_message_or_leaves_it_unchecked(fault:
         assert await through([url], timeout=0.3) == REPLIES["defer"]
 
 
+async def test_a_client_cannot_make_the_answer_too_long_by_urls() -> None:
+    addresses = [f"{'a' * 64}@{number:0255}" for number in range(10_240)]
+    answer = {"action": "reject", "urls": [], "emails": addresses}
+    assert (await outcome(answer, when_down="accept"))[0].startswith("554")
+
+
 @pytest.mark.parametrize("size", [servers.LONGEST_ANSWER - 100, 100_000_000])
 async def test_an_answer_of_100_mb_is_aborted(size: int) -> None:
     answer = b'{"action":"no action","x":"' + b"y" * size + b'"}'

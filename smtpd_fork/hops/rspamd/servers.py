@@ -30,8 +30,10 @@ __all__ = ["LONGEST_ANSWER", "RspamdDownError", "Servers"]
 
 log = logging.getLogger("smtpd_fork.rspamd")
 
-LONGEST_ANSWER = 1 << 20
-"""Maximum bytes of an answer; an answer with all symbols has some ten thousand."""
+LONGEST_ANSWER = 4 << 20
+"""Maximum bytes of an answer. An answer with all symbols has some ten thousand, and the hosts and
+addresses of all URLs of the message: up to 10,240 (``max_urls``) of 320 bytes. A client must not be
+able to have its message unchecked because of them, with ``when-down = "accept"``."""
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
