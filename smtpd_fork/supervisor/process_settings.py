@@ -13,6 +13,7 @@ from smtpd_fork.control_protocol import RequestError
 from smtpd_fork.gate import GATE_SETTINGS, limits_of
 from smtpd_fork.server.run_time_changes import RunTimeChanges
 from smtpd_fork.server.setting_changes import change_line
+from smtpd_fork.supervisor.answers import ANSWER_SECONDS
 from smtpd_fork.supervisor.channel import ChannelClosedError
 from smtpd_fork.supervisor.serving_process import ProcessError
 from smtpd_fork.supervisor.shares import DIVIDED, share_of
@@ -100,8 +101,12 @@ class ProcessSettings(RunTimeChanges):
         values = {name: getattr(self._config, name) for name in GATE_SETTINGS}
         values |= self.changed_limits
         values = {name: values[name] for name in settings}
+        # A process that does not answer in time changes its limits once it reads the request.
         answers = await asyncio.gather(
-            *(each.ask("limits", self._shares(each, values)) for each in self.current),
+            *(
+                each.ask("limits", self._shares(each, values), seconds=ANSWER_SECONDS)
+                for each in self.current
+            ),
             return_exceptions=True,
         )
         for answer in answers:
