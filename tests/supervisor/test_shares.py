@@ -38,5 +38,5 @@ def test_only_limits_of_all_clients_together_are_divided() -> None:
     "settings", [{"limit_connections": 3}, {"reserve": 2, "exempt": "192.0.2.1"}]
 )
 def test_each_process_needs_a_slot(settings: dict[str, object]) -> None:
-    with pytest.raises(SettingError, match="each needs a"):
+    with pytest.raises(SettingError, match="each process needs a "):
         DaemonConfig.build({"processes": 4, "max_from_ip": 0, **settings})
