@@ -1,1 +1,1 @@
-"""Measures this daemon beside others, in one run on one machine: ``python -m bench --help``."""
+"""Benchmarks of the daemon and of other servers on one machine: ``python -m bench --help``."""

@@ -1,4 +1,4 @@
-"""``python -m bench``: measure, print the tables, and write the page if told to."""
+"""``python -m bench``: measure, print the tables, and write the page with ``--write``."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def _tell(line: str) -> None:
 
 
 def main() -> None:
-    """Measure as the arguments say."""
+    """Measure the workloads and servers that the arguments select."""
     arguments = _parser().parse_args()
-    # A signal is an exception like any other: whatever was started is ended on the way out.
+    # A signal raises an exception, so that every process that was started is ended on the way out.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     hard = getrlimit(RLIMIT_NOFILE)[1]
-    setrlimit(RLIMIT_NOFILE, (hard, hard))  # inherited by servers and clients
+    setrlimit(RLIMIT_NOFILE, (hard, hard))  # Servers and clients inherit this limit.
 
     quick = arguments.quick
     rounds = arguments.rounds or (1 if quick else ROUNDS)

@@ -1,4 +1,4 @@
-"""Certificates: a CA and a server's certificate, made for one run."""
+"""Certificates of one run: a CA, and a server certificate that it has issued."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["Certificates"]
 
 
 class Certificates:
-    """Files for *localhost*; missing if trustme is.
+    """Certificate files for *localhost*; they need trustme.
 
-    :ivar missing: why there are none, or an empty string
+    :ivar missing: why there are no files, or an empty string
     """
 
     def __init__(self, folder: Path) -> None:
@@ -22,7 +22,7 @@ class Certificates:
         self.authority = folder / "authority.pem"
         self.missing = ""
         try:
-            import trustme  # noqa: PLC0415 - the rest can be measured without it
+            import trustme  # noqa: PLC0415 - other workloads run without it
         except ImportError:
             self.missing = "trustme is not installed"
             return

@@ -1,4 +1,4 @@
-"""A share of a processor for each process of a server, by a control group (cgroups(7))."""
+"""Limit the CPU share of each process of a server with control groups (cgroups(7))."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SECOND_VERSION = Path("/sys/fs/cgroup")
 
 
 def cpu_share_fault() -> str:
-    """Return why no share can be given, or an empty string."""
+    """Return why CPU shares cannot be limited, or an empty string."""
     try:
         with _group("fault", 0.5):
             return ""
@@ -29,11 +29,11 @@ def cpu_share_fault() -> str:
 
 @contextmanager
 def cpu_share(pids: Iterable[int], share: float) -> Iterator[None]:
-    """Give each process a share of one processor, with a group of its own, for the block.
+    """Limit each process to a share of one processor for the block; each gets its own control group.
 
     :param pids: the processes
     :param share: of one processor: 0.1 is a tenth
-    :raises OSError: the groups cannot be made
+    :raises OSError: the control groups cannot be created
     """
     with ExitStack() as groups:
         for pid in pids:

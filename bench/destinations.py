@@ -1,4 +1,4 @@
-"""Where each sink of this daemon delivers: what is started for it, and its ``--handler``s."""
+"""Destinations of the sinks: the server to start for each, and the values of ``--handler``."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ __all__ = ["DESTINATIONS", "Destination", "listening"]
 START_SECONDS = 20.0
 
 STREAM_LIMIT = 64 * 1024 * 1024
-"""Bytes of a message of NATS, whose default is 1 MiB."""
+"""Largest message of NATS, bytes; its default is 1 MiB."""
 
 
 class Destination(NamedTuple):
-    """Where a sink delivers.
+    """A destination of a sink.
 
-    :ivar start: starts it in a directory, on a port; gives the values of ``--handler``
-    :ivar programs: that have to be there
-    :ivar modules: of Python that have to be there
+    :ivar start: starts the server in a directory, on a port; returns the values of ``--handler``
+    :ivar programs: required programs
+    :ivar modules: required Python modules
     """
 
     sink: str
@@ -43,7 +43,7 @@ class Destination(NamedTuple):
     modules: Sequence[str] = ()
 
     def missing(self) -> str:
-        """Return why it cannot be started, or an empty string."""
+        """Return why the destination cannot be started, or an empty string."""
         for program in self.programs:
             if find_program(program) is None:
                 return f"{program} is not installed"
@@ -53,7 +53,7 @@ class Destination(NamedTuple):
         return ""
 
     def __call__(self, folder: Path) -> AbstractContextManager[Sequence[str]]:
-        """Start it in a directory of its own."""
+        """Start the destination in a new directory."""
         directory = folder / "destination"
         directory.mkdir()
         return self.start(directory, free_port())
@@ -61,7 +61,7 @@ class Destination(NamedTuple):
 
 @contextmanager
 def listening(command: Sequence[str], folder: Path, port: int) -> Iterator[None]:
-    """Run a server for the block, once it listens."""
+    """Run a server for the block, which begins when the server listens."""
     with Process([find_program(command[0]) or command[0], *command[1:]], folder) as process:
         deadline = time.monotonic() + START_SECONDS
         while True:
@@ -146,7 +146,7 @@ def _nats(folder: Path, port: int) -> Iterator[Sequence[str]]:
 
 
 async def _add_stream(url: str) -> None:
-    import nats  # noqa: PLC0415 - only where it is installed
+    import nats  # noqa: PLC0415 - an optional dependency
 
     client = await nats.connect(url)
     await client.jetstream().add_stream(name="MAIL", subjects=["mail"], duplicate_window=3600)
@@ -158,7 +158,7 @@ def _s3(folder: Path, port: int) -> Iterator[Sequence[str]]:
     command = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)]
     with listening(command, folder, port):
         url = f"http://{HOST}:{port}"
-        bucket = urllib.request.Request(f"{url}/mail", method="PUT")  # noqa: S310 - http
+        bucket = urllib.request.Request(f"{url}/mail", method="PUT")  # noqa: S310 - the URL is HTTP
         urllib.request.urlopen(bucket).close()  # noqa: S310 - see above
         login = "access-key-id=mail,secret-access-key=mail,region=us-east-1"
         yield [f"s3:mail,endpoint={url},{login}"]

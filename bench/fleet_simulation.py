@@ -1,12 +1,12 @@
-"""``python -m bench.fleet_simulation``: a large fleet, in simulated time.
+"""``python -m bench.fleet_simulation``: simulate a large fleet in simulated time.
 
-The nodes are real but for their sockets: gates, and :class:`smtpd_fork.fleet.node.Node`. The script
-is the real one, in a real Redis; only the time is told to it. Clients come by a Poisson process to
-a random node and stay for a random time; one in five sources is a bot that tries many times. In the
-middle Redis is lost, and replaced by an empty one.
+The nodes are real except for their sockets: gates, and :class:`smtpd_fork.fleet.node.Node`. The
+script is the real one and runs in a real Redis; the simulation passes the time to it. Clients
+arrive as a Poisson process at a random node and stay for a random time; one client in five is a bot
+that connects many times. In the middle of the simulation an empty Redis replaces the old one.
 
-What is printed: how far a limit was exceeded, how many messages and bytes there were, how much of
-its processor Redis used, and how long it took until all counts were right again.
+The output: how far a limit was exceeded, the number of messages and bytes, the CPU share of Redis,
+and the time until all counts were correct again.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ LEASE = 6.0
 TIMEOUT = 0.2
 TELL = 0.02
 ONE_WAY = 0.000_25
-"""Seconds from a node to Redis: machines in one data centre."""
+"""Seconds from a node to Redis, with both in one data centre."""
 
 STAY = 10.0
-"""Seconds that a session lasts, on average."""
+"""Average duration of a session, seconds."""
 
 BOTS = 0.2
-"""Part of the clients that are bots."""
+"""Fraction of the clients that are bots."""
 
 BEGINNING = 1000.0
 
 JOIN_SECONDS = 2
 
 LOOKS = 80
-"""How often, at most, it is looked whether all counts are right again."""
+"""Maximum number of checks whether all counts are correct again."""
 
 MAX_FROM_IP = 20
 RATE = "60/m"
@@ -61,15 +61,15 @@ LIMITS = {"max_from_ip": MAX_FROM_IP, "max_from_net": ["200/24"], "rate": [RATE]
 TIME_IN_SCRIPT = "redis.call('TIME')"
 
 REST_IN_SCRIPT = "math.ceil((at - us) / 1000)"
-"""How long a rate is kept, which Redis measures in real time."""
+"""Period of a rate; Redis measures it in real time."""
 
 SLOWER = 100
-"""How many times slower simulated time may pass: so much longer things are kept."""
+"""How many times slower simulated time may pass: keys in Redis expire so much later."""
 
 
 @dataclass
 class Outcome:
-    """What was measured, up to the outage, in it, and after it."""
+    """Measurements of one phase: before, during or after the outage."""
 
     arrivals: int = 0
     admitted: int = 0
@@ -82,26 +82,26 @@ class Outcome:
 
 @dataclass
 class Totals:
-    """What is true over all nodes."""
+    """Correct counts over all nodes, to compare with those of Redis."""
 
     sessions: int = 0
     by_client: dict[str, int] = field(default_factory=dict)
 
     def count(self, key: str, change: int) -> int:
-        """Count sessions; return how many *key* has now."""
+        """Add to the sessions of *key*; return their new number."""
         self.sessions += change
         self.by_client[key] = self.by_client.get(key, 0) + change
         return self.by_client[key]
 
 
 class Simulation:
-    """A fleet, its clients, and the time.
+    """A fleet, its clients, and the simulated time.
 
     :param server: Redis
-    :param nodes: how many
-    :param rate: clients a second, over all nodes
-    :param connections: sessions of the fleet at once
-    :param shards: groups of nodes that have a Redis each, and the clients of a part of the networks
+    :param nodes: number of nodes
+    :param rate: clients per second, over all nodes
+    :param connections: maximum number of sessions of the fleet
+    :param shards: groups of nodes; each has its own Redis, and clients of a part of the networks
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Simulation:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._number_of_shards = shards
-        # A network is of one shard, so its clients are as well; each has a part of the slots.
+        # A network and its clients belong to one shard, which has a part of the slots.
         self._shards = [
             [SimulatedNode(self, shard, f"n{n}") for n in range(nodes // shards)]
             for shard in range(shards)
@@ -137,15 +137,15 @@ class Simulation:
 
     @property
     def nodes(self) -> Iterator[SimulatedNode]:
-        """Of all shards."""
+        """Nodes of all shards."""
         return itertools.chain.from_iterable(self._shards)
 
     def connections_of_a_shard(self) -> int:
-        """Return the part of the connections that a shard gives away."""
+        """Return the part of the connection slots that a shard has."""
         return self._connections // self._number_of_shards
 
     def at(self, seconds: float, call: Callable[[], None]) -> None:
-        """Have *call* made, so many seconds from now."""
+        """Schedule *call* to run after a simulated delay in seconds."""
         heapq.heappush(self._events, (self.now + seconds, next(self._order), call))
 
     def clock(self) -> float:
@@ -153,13 +153,13 @@ class Simulation:
         return self.now
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Let time pass until a condition holds."""
+        """Advance the time until a condition is true."""
         while not until():
             self.now, _, call = heapq.heappop(self._events)
             call()
 
     def sync(self, keys: Keys, names: list[str], message: bytes, clients: int) -> object:
-        """Run the script in Redis, at the simulated time."""
+        """Run the script in Redis with the simulated time."""
         seconds, part = divmod(self.now, 1)
         whole = [*keys.fixed, *map(keys.of, names)]
         arguments: list[bytes | str | int] = [message, keys.channel, int(seconds), int(part * 1e6)]
@@ -173,7 +173,7 @@ class Simulation:
     # -- clients ---------------------------------------------------------------------------------
 
     def begin_arrivals(self) -> None:
-        """Have the next client arrive, and all after it."""
+        """Start the arrival of clients: each one schedules the next."""
         self.at(self._random.expovariate(self._rate), self._arrive)
 
     def _arrive(self) -> None:
@@ -181,7 +181,7 @@ class Simulation:
         self.outcome.arrivals += 1
         draw = self._random
         if draw.random() < BOTS:
-            number = draw.randrange(2000)  # in a hundred networks
+            number = draw.randrange(2000)  # The clients are spread over a hundred networks.
             client = f"198.18.{number // 20}.{number % 20}"
         else:
             client = f"{draw.randrange(1, 127)}.{draw.randrange(256)}.{draw.randrange(256)}.9"
@@ -189,7 +189,7 @@ class Simulation:
         draw.choice(shard).arrive(client)
 
     def entered(self, client: str) -> None:
-        """Take note of a session, which ends by itself."""
+        """Count a session, and schedule its end."""
         over = self.truth.count(client, 1) - MAX_FROM_IP
         outcome = self.outcome
         outcome.admitted += 1
@@ -203,13 +203,13 @@ class Simulation:
         return self._random.uniform(0, longest)
 
     def stay(self) -> float:
-        """Return how long a session lasts."""
+        """Return the duration of a session."""
         return self._random.expovariate(1 / STAY)
 
     # -- the outage ------------------------------------------------------------------------------
 
     def lose(self) -> None:
-        """Lose Redis, and all that is in it."""
+        """Lose Redis and all its data."""
         self.up = False
         self._server.flushall()
         self._server.script_load(self._script.script)
@@ -217,7 +217,7 @@ class Simulation:
             node.lost()
 
     def uncounted(self) -> int:
-        """Return how many sessions Redis does not know, or knows and there are none."""
+        """Return the number of sessions that Redis does not count, or counts without a session."""
         told: dict[str, int] = {}
         for shard in self._shards:
             names = [
@@ -231,7 +231,7 @@ class Simulation:
 
 
 class SimulatedNode:
-    """A node: its gate, and what it would do in its loop."""
+    """A node: its gate, and the operations of its event loop."""
 
     def __init__(self, simulation: Simulation, shard: int, name: str) -> None:
         self._simulation = simulation
@@ -248,7 +248,7 @@ class SimulatedNode:
         simulation.at(simulation.stay() / STAY, self._exchange)
 
     def arrive(self, client: str) -> None:
-        """Judge a client as the listener would: by the gate, then by the fleet."""
+        """Check a client as the listener does: with the gate, then with the fleet."""
         simulation = self._simulation
         ticket = self.gate.admit(client)
         if not isinstance(ticket, Ticket):
@@ -303,7 +303,7 @@ class SimulatedNode:
             self._exchange()
 
     def _exchange(self) -> None:
-        """Send a message; it reaches Redis, and the answer this node, a moment later."""
+        """Send a message; it reaches Redis, and the answer reaches the node, after a delay."""
         simulation = self._simulation
         if self._under_way or not self._up:
             return
@@ -339,7 +339,7 @@ class SimulatedNode:
     # -- the outage ------------------------------------------------------------------------------
 
     def lost(self) -> None:
-        """Go by the limits of this node, and try to reach Redis again and again."""
+        """Apply the limits of this node alone, and try repeatedly to reach Redis."""
         self._up = self._under_way = False
         self._generation += 1
         nodes = self._node.nodes
@@ -369,7 +369,7 @@ def _tell(text: str) -> None:
 
 
 def _phase(simulation: Simulation, name: str, until: Callable[[], bool]) -> None:
-    """Run one phase, and print what happened in it."""
+    """Run one phase, and print its measurements."""
     begun, outcome = simulation.now, Outcome()
     simulation.outcome = outcome
     messages, sent, received = simulation.messages, simulation.sent, simulation.received
@@ -387,7 +387,7 @@ def _phase(simulation: Simulation, name: str, until: Callable[[], bool]) -> None
 
 
 def main() -> None:
-    """Simulate what the arguments say."""
+    """Run the simulation that the arguments describe."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--nodes", type=int, default=200)
     parser.add_argument("--clients", type=int, default=1_000_000)
@@ -406,7 +406,7 @@ def main() -> None:
             arguments.rate,
             arguments.connections,
             arguments.shards,
-            random.Random(arguments.seed),  # noqa: S311 - no secret
+            random.Random(arguments.seed),  # noqa: S311 - the random numbers are not secrets
         )
         simulation.run(lambda: simulation.now >= BEGINNING + JOIN_SECONDS)
         simulation.begin_arrivals()

@@ -1,4 +1,4 @@
-"""What a run was made on, and what was measured: the head of the page."""
+"""The machine of a run, and the measured versions: the first part of the page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _GIB = 1024**3
 
 
 def describe(present: Iterable[Contender]) -> Iterator[tuple[str, str]]:
-    """Yield what there is to know, each with its name."""
+    """Yield each fact with its name."""
     yield "date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     yield "commit", _commit()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB

@@ -1,4 +1,4 @@
-"""The page: all of it comes from one run, so that no number and no sentence is an old one."""
+"""The page: all numbers and sentences come from one run, so none is out of date."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def compose(
 ) -> str:
     """Return the page.
 
-    :param facts: what the run was made on
-    :param plot: why there is none, or an empty string
+    :param facts: facts about the machine and the versions
+    :param plot: why there is no plot, or an empty string
     """
     parts = [
         _OPENING,
@@ -154,7 +154,7 @@ def _servers(contenders: Sequence[Contender]) -> Iterator[str]:
     )
     yield ""
     for contender in contenders:
-        if not contender.setup:  # the text of its workload says it
+        if not contender.setup:  # The text of the workload already says it.
             continue
         text = f"- **{contender.name}**: {contender.setup}. {contender.portion:g} x the messages"
         few = contender.portion_of_connections

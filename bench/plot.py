@@ -1,4 +1,4 @@
-"""The plot of a run: bars of what can be compared, server by server."""
+"""The plot of a run: bars of the comparable metrics of each server."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def draw(
     contenders: Sequence[Contender],
     note: str,
 ) -> str:
-    """Draw the first figure of each workload into *path*.
+    """Draw the first metric of each workload into *path*.
 
-    :param note: stands below
+    :param note: a text below the bars
     :returns: why there is no plot, or an empty string
     """
     try:
-        # Not imported by name: the type checker shall not need it either.
+        # Imported dynamically, so that the type checker does not need it.
         matplotlib: Any = importlib.import_module("matplotlib")
         matplotlib.use("Agg")
         pyplot: Any = importlib.import_module("matplotlib.pyplot")

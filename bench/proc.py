@@ -1,4 +1,4 @@
-"""What the kernel tells: processor time and memory of processes, and file systems. See proc(5)."""
+"""CPU time and memory of processes, and file systems, as the kernel reports them. See proc(5)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ KIB = 1024
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
-# Fields of /proc/PID/stat, counted from the one behind the command's name, which is the third.
+# Fields of /proc/PID/stat, counted from the field behind the command name, the third of the line.
 _STATE, _UTIME, _STIME, _CUTIME, _CSTIME = 0, 11, 12, 13, 14
 
 _GONE = (FileNotFoundError, ProcessLookupError)
 
 
 def family(pid: int) -> list[int]:
-    """Return *pid* and all that descend from it and still run."""
+    """Return *pid* and all its running descendants."""
     members = [pid]
     for member in members:
         with suppress(*_GONE):
@@ -39,7 +39,7 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return user and system time of *pid*, its children, and those they have waited for."""
+    """Return user and system time of *pid*, its children, and the children they have waited for."""
     ticks = 0
     for member in family(pid):
         with suppress(*_GONE):
@@ -49,25 +49,27 @@ def cpu_seconds(pid: int) -> float:
 
 
 def _stat(pid: int) -> list[str]:
-    # The command's name may hold spaces and parentheses: what counts comes after the last one.
+    # The command name may contain spaces and parentheses, so search for the last parenthesis.
     return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
 def proportional_bytes(pid: int) -> int:
-    """Return the memory in use (PSS): pages that are shared count in part."""
+    """Return the memory in use (PSS): a shared page counts in part."""
     return sum(_kib(member, "smaps_rollup", "Pss:") for member in family(pid)) * KIB
 
 
 def forget_peak(pid: int) -> int:
-    """Have the high-water mark begin anew, and return what is resident now, in bytes."""
+    """Reset the high-water mark, and return the resident memory now, in bytes."""
     for member in family(pid):
-        with suppress(OSError):  # without it the mark is that of the process's whole life
+        with suppress(
+            OSError
+        ):  # Without the reset the mark is that of the whole life of the process.
             Path(f"/proc/{member}/clear_refs").write_text("5", encoding="ascii")
     return sum(_kib(member, "status", "VmRSS:") for member in family(pid)) * KIB
 
 
 def peak_bytes(pid: int) -> int:
-    """Return the most that was resident since :func:`forget_peak`."""
+    """Return the largest resident memory since :func:`forget_peak`."""
     return sum(_kib(member, "status", "VmHWM:") for member in family(pid)) * KIB
 
 
@@ -82,8 +84,8 @@ def _kib(pid: int, name: str, field: str) -> int:
 class FileSystem(NamedTuple):
     """A file system.
 
-    :ivar device: what it is on, such as ``/dev/sda1``
-    :ivar kind: such as ``ext4``
+    :ivar device: the device, such as ``/dev/sda1``
+    :ivar kind: the type, such as ``ext4``
     """
 
     device: str
@@ -91,7 +93,7 @@ class FileSystem(NamedTuple):
 
     @classmethod
     def of_temporary_files(cls) -> Self:
-        """Return the one that temporary files are on."""
+        """Return the file system of the temporary files."""
         return cls._of(os.path.realpath(tempfile.gettempdir()))
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Processes that a run starts. Each is ended by its pid when its block ends, however it ends."""
+"""Processes that a run starts. The end of a block ends its process by pid, also after an error."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ if TYPE_CHECKING:
 __all__ = ["ROOT", "BenchError", "Client", "Process", "run"]
 
 ROOT = Path(__file__).parents[1]
-"""The tree that is measured: where ``bench`` and ``smtpd_fork`` lie."""
+"""The tree that is measured, with ``bench`` and ``smtpd_fork``."""
 
 PATIENCE = 15.0
-"""Seconds for a process to end when told to; then it is killed."""
+"""Seconds to wait for the end of a process after SIGTERM; then it is killed."""
 
 
 class BenchError(Exception):
-    """Something could not be measured; the text says why, in one line."""
+    """A measurement failed; the text is the reason, in one line."""
 
 
 def _environment() -> dict[str, str]:
-    """Return ours, without options for the daemon, and with this tree to import from."""
+    """Return the environment without the daemon's options, and with this tree on the import path."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SMTPD_FORK_")}
     path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
     return {**kept, "PYTHONPATH": path}
 
 
 class Process:
-    """A process in a session of its own: Ctrl-C is for us, and we end it.
+    """A process in its own session: Ctrl-C reaches only the benchmark, which ends the process.
 
     :param command: program and arguments
-    :param folder: where it runs, and where what it prints is kept
+    :param folder: its working directory, which also gets the file with its output
     """
 
     answers: ClassVar[bool] = False
-    """Whether we talk with it by pipes."""
+    """Whether standard input and output are pipes to the benchmark."""
 
     def __init__(self, command: Sequence[str], folder: Path) -> None:
         self._output = folder / "output"
         with self._output.open("ab") as output:
-            self._popen = subprocess.Popen(  # noqa: S603 - the contenders write the command
+            self._popen = subprocess.Popen(  # noqa: S603 - the contenders build the command
                 command,
                 cwd=folder,
                 env=_environment(),
@@ -73,17 +73,17 @@ class Process:
 
     @property
     def last_words(self) -> str:
-        """The last line that it printed."""
+        """The last line of its output."""
         lines = self._output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1][:200] if lines else "it said nothing"
 
     def wait(self, patience: float) -> int:
         """Return its exit status once it has ended.
 
-        :raises subprocess.TimeoutExpired: it has not within *patience* seconds
+        :raises subprocess.TimeoutExpired: it has not ended within *patience* seconds
         """
         if self.alive:
-            # Popen.wait() looks every 50 ms: a tenth of what is measured.
+            # Popen.wait() polls every 50 ms, which is a tenth of the measured time.
             ended = os.pidfd_open(self.pid)
             try:
                 select.select([ended], [], [], patience)
@@ -92,7 +92,7 @@ class Process:
         return self._popen.wait(0)
 
     def end(self) -> None:
-        """End it and all that descend from it."""
+        """End the process and all its descendants."""
         offspring = family(self.pid)[1:] if self.alive else []
         try:
             self._popen.terminate()
@@ -115,7 +115,7 @@ class Process:
 
 
 class Client(Process):
-    """One of ``bench.clients``: a line of JSON for each line that it is sent.
+    """A client of ``bench.clients``: it answers each line with a line of JSON.
 
     :param module: its name
     :param options: its keyword arguments
@@ -128,16 +128,18 @@ class Client(Process):
         super().__init__([sys.executable, "-m", name, json.dumps(options)], folder)
 
     def tell(self, word: str) -> None:
-        """Send it a line."""
+        """Send a line to the client."""
         assert self._popen.stdin is not None  # noqa: S101 - for the type checker
-        with suppress(BrokenPipeError):  # its end is noticed when its answer is read
+        with suppress(
+            BrokenPipeError
+        ):  # The answer() that follows reports that the client has ended.
             self._popen.stdin.write(f"{word}\n".encode())
             self._popen.stdin.flush()
 
     def hear(self, patience: float) -> dict[str, float]:
-        """Return its next answer.
+        """Return the next answer.
 
-        :raises BenchError: it ended, or gave no answer within *patience* seconds
+        :raises BenchError: the client ended, or gave no answer within *patience* seconds
         """
         assert self._popen.stdout is not None  # noqa: S101 - for the type checker
         deadline = time.monotonic() + patience
@@ -159,7 +161,7 @@ class Client(Process):
         return self.hear(patience)
 
     def end(self) -> None:
-        """End it, and close its pipes."""
+        """End the client, and close its pipes."""
         super().end()
         for pipe in (self._popen.stdin, self._popen.stdout):
             if pipe is not None:
@@ -168,7 +170,7 @@ class Client(Process):
 
 
 def run(command: Sequence[str], folder: Path, patience: float) -> None:
-    """Run a program to its end.
+    """Run a program until it ends.
 
     :raises BenchError: it failed, or took longer than *patience* seconds
     """

@@ -1,4 +1,4 @@
-"""A redis-server of a measurement's own."""
+"""A redis-server for one measurement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ START_SECONDS = 10
 
 
 class RedisServer:
-    """A context manager.
+    """A context manager that runs the server.
 
     :ivar path: of its unix socket
     """
@@ -26,12 +26,12 @@ class RedisServer:
 
     @staticmethod
     def missing() -> str:
-        """Return why there is none; empty if there is one."""
+        """Return why redis-server cannot be used; empty if it can."""
         return "" if shutil.which("redis-server") else "redis-server is not installed"
 
     def __enter__(self) -> Self:
         command = ["redis-server", "--port", "0", "--unixsocket", str(self.path), "--save", ""]
-        self._process = subprocess.Popen(  # noqa: S603 - no word of it comes from outside
+        self._process = subprocess.Popen(  # noqa: S603 - no argument comes from outside
             [*command, "--dir", str(self._folder)], stdout=subprocess.DEVNULL
         )
         deadline = time.monotonic() + START_SECONDS

@@ -1,4 +1,4 @@
-"""What was measured: figures by workload, server and round, and what is made of them."""
+"""Measured values by workload, server and round, and values that are calculated from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Results", "Spread", "figure"]
 
 
 class Spread(NamedTuple):
-    """The median of several rounds, and how far apart they were."""
+    """The median and the range of several rounds."""
 
     median: float
     least: float
@@ -22,7 +22,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self | None:
-        """Return that of *values*; None if there are none."""
+        """Return the median and the range of *values*; None if there are no values."""
         some = sorted(values)
         return cls(statistics.median(some), some[0], some[-1]) if some else None
 
@@ -33,7 +33,7 @@ class Spread(NamedTuple):
 
 
 def figure(value: float) -> str:
-    """Return a figure with about three significant digits."""
+    """Return a value with about three significant digits."""
     for limit, digits in ((100.0, 0), (10.0, 1)):
         if abs(value) >= limit:
             return f"{value:,.{digits}f}"
@@ -42,11 +42,11 @@ def figure(value: float) -> str:
 
 @dataclass
 class Results:
-    """What was measured, by workload, server and round.
+    """Measured values by workload, server and round.
 
-    :ivar rounds: how many there were
+    :ivar rounds: number of rounds
     :ivar reasons: why a server was not measured in a workload
-    :ivar failures: what went wrong, a line each, in rounds that gave no figures
+    :ivar failures: errors of rounds without values, one line each
     """
 
     rounds: int
@@ -57,11 +57,11 @@ class Results:
     _figures: dict[tuple[str, str, int], dict[str, float]] = field(default_factory=dict)
 
     def add(self, workload: str, server: str, number: int, figures: dict[str, float]) -> None:
-        """Keep the figures of one round."""
+        """Store the values of one round."""
         self._figures[workload, server, number] = figures
 
     def values(self, workload: str, server: str, metric: str) -> list[float]:
-        """Return a server's figures, of the rounds that gave one."""
+        """Return a server's values, from the rounds that have one."""
         return [
             figures[metric]
             for number in range(self.rounds)
@@ -69,7 +69,7 @@ class Results:
         ]
 
     def worst(self, workload: str, metric: str) -> list[float]:
-        """Return the largest figure that any server had, by round."""
+        """Return the largest value of any server, by round."""
         rounds = (
             [
                 figures[metric]
@@ -81,12 +81,12 @@ class Results:
         return [max(figures) for figures in rounds if figures]
 
     def ratios(self, workload: str, server: str, other: str, metric: str) -> list[float]:
-        """Return a server's figures divided by another's of the same round."""
+        """Return a server's values divided by those of another server in the same round."""
         pairs = self._pairs(workload, server, other)
         return [mine[metric] / theirs[metric] for mine, theirs in pairs if theirs[metric] > 0]
 
     def differences(self, workload: str, server: str, other: str, metric: str) -> list[float]:
-        """Return a server's figures less another's of the same round."""
+        """Return a server's values minus those of another server in the same round."""
         pairs = self._pairs(workload, server, other)
         return [mine[metric] - theirs[metric] for mine, theirs in pairs]
 
@@ -100,7 +100,7 @@ class Results:
                 yield mine, theirs
 
     def why_not(self, workload: str, server: str) -> str:
-        """Return why there are no figures at all, or fewer than rounds; or an empty string."""
+        """Return why there are no values, or fewer than rounds; or an empty string."""
         key = (workload, server)
         if key in self.reasons:
             return f"not measured: {self.reasons[key]}"

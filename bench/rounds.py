@@ -1,4 +1,4 @@
-"""The rounds: every workload, and in it every server, one after the other, again and again."""
+"""The rounds: each one runs every workload, and every server of a workload in turn."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def measure(
 ) -> Results:
     """Measure everything *rounds* times.
 
-    Servers take turns within a workload, so that those whose figures are compared are measured
-    within seconds of each other; and each round begins with another one.
+    The servers of a workload are measured one after another, so that compared values are measured
+    within seconds of each other; each round begins with a different server.
     """
     results = Results(rounds)
     results.reasons.update(_reasons(contenders, workloads, certificates))
@@ -57,7 +57,7 @@ def _once(
     certificates: Certificates,
     results: Results,
 ) -> str:
-    """Measure once; return a line about it."""
+    """Measure a server once; return a line about it."""
     try:
         figures = workload.measure(contender, certificates)
     except BenchError as error:
@@ -73,7 +73,7 @@ def _once(
 def _reasons(
     contenders: Sequence[Contender], workloads: Sequence[Workload], certificates: Certificates
 ) -> dict[tuple[str, str], str]:
-    """Return what cannot be measured, and why."""
+    """Return the measurements that are impossible, each with the reason."""
     reasons = {}
     for contender in contenders:
         absent = contender.missing()

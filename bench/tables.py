@@ -1,4 +1,4 @@
-"""Tables of what was measured, in Markdown."""
+"""Tables of the results, in Markdown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 def summary_table(
     results: Results, workloads: Iterable[Workload], names: Sequence[str]
 ) -> list[str]:
-    """Return what this daemon costs, divided by what the servers *names* cost."""
+    """Return the costs of this daemon, divided by the costs of the servers *names*."""
     rows = []
     for workload in workloads:
         metric = workload.metrics[0]
@@ -55,7 +55,7 @@ def target_table(results: Results, keys: Iterable[str]) -> list[str]:
 
 
 def floor_table(results: Results, keys: Iterable[str]) -> list[str]:
-    """Return how near this daemon, and the targets, are to the least that Python can cost."""
+    """Return the cost of this daemon, and its targets, relative to the lower limit for Python."""
     chosen = set(keys)
     rows = []
     for target in TARGETS:
@@ -78,7 +78,7 @@ def floor_table(results: Results, keys: Iterable[str]) -> list[str]:
 def workload_table(
     results: Results, workload: Workload, contenders: Sequence[Contender]
 ) -> list[str]:
-    """Return a workload's figures: a row a server."""
+    """Return a workload's values, one row per server."""
     names = [contender.name for contender in contenders if workload.measures(contender)]
     others = [
         name

@@ -1,4 +1,4 @@
-"""What this daemon is meant to reach, and whether it did."""
+"""Performance targets of this daemon, and whether a run reached them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = ["ENOUGH_ROUNDS", "FLOOR", "OURS", "TARGETS", "Target"]
 OURS = "smtpd-fork"
 
 FLOOR = "bare"
-"""What costs the least that something in Python can."""
+"""The server with the lowest cost that is possible in Python."""
 
 ENOUGH_ROUNDS = 3
-"""Fewer say nothing on a machine that does other things as well."""
+"""Rounds that a verdict needs; other work on the machine distorts fewer rounds too much."""
 
 
 class Target(NamedTuple):
-    """A figure that is not to be passed, or one that is to be reached.
+    """An upper limit of a value, or a lower limit with ``at_least``.
 
-    :ivar against: the server whose figure of the same round ours is divided by, if any
-    :ivar less: the server whose figure of the same round is taken off, if any
-    :ivar per: the metric of the same round that it is divided by, if any
-    :ivar of: whose figure it is; empty: that of the server that has the largest of a round
-    :ivar at_least: whether more is better
+    :ivar against: the server whose value of the same round is the divisor, if any
+    :ivar less: the server whose value of the same round is subtracted, if any
+    :ivar per: the metric of the same round that is the divisor, if any
+    :ivar of: the server that is measured; empty: the one with the largest value of a round
+    :ivar at_least: whether the limit is a minimum
     """
 
     workload: str
@@ -43,7 +43,7 @@ class Target(NamedTuple):
 
     @property
     def wanted(self) -> str:
-        """The limit, in words."""
+        """The limit, as a text."""
         if self.against:
             return f"at {'least' if self.at_least else 'most'} {self.limit:g} x {self.against}"
         if self.less:
@@ -53,7 +53,7 @@ class Target(NamedTuple):
         return f"at most {self.limit:g} {self.unit}".rstrip()
 
     def values(self, results: Results) -> list[float]:
-        """Return what was measured, by round."""
+        """Return the measured values, by round."""
         if self.against:
             return results.ratios(self.workload, self.of, self.against, self.metric)
         if self.less:
@@ -67,14 +67,14 @@ class Target(NamedTuple):
         return results.values(self.workload, self.of, self.metric)
 
     def measured(self, results: Results) -> str:
-        """Return what was measured, in words."""
+        """Return the measured values, as a text."""
         spread = Spread.of(self.values(results))
         if spread is None:
             return results.why_not(self.workload, self.of) or "not measured"
         return f"{spread} {'x' if self.against or self.per else self.unit}".rstrip()
 
     def verdict(self, results: Results) -> str:
-        """Return whether it was met, by the median, and in how many rounds."""
+        """Return whether the median reached the target, and in how many rounds."""
         values = self.values(results)
         spread = Spread.of(values)
         if spread is None:

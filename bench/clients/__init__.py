@@ -1,1 +1,1 @@
-"""Clients, each a process of its own: what they cost is not the server's."""
+"""Clients; each runs in its own process, so that its CPU time is not added to the server's."""

@@ -1,4 +1,4 @@
-"""What the clients have in common: lines to and from whoever started them, and to a server."""
+"""Code that the clients share: messages to the parent process, and SMTP lines to a server."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ __all__ = ["HOST", "TIMEOUT", "answer", "connect", "options", "read_reply"]
 HOST = "127.0.0.1"
 
 TIMEOUT = 60.0
-"""Seconds that a server may take for anything."""
+"""Seconds to wait for any reply of a server."""
 
 
 def options() -> dict[str, Any]:
-    """Return the keyword arguments that this process was started with."""
+    """Return the keyword arguments from the command line."""
     told: dict[str, Any] = json.loads(sys.argv[1])
     return told
 
 
 def answer(**figures: float) -> None:
-    """Send a line to whoever started this process."""
+    """Send a line to the parent process."""
     sys.stdout.write(json.dumps(figures) + "\n")
     sys.stdout.flush()
 
 
 def connect(port: int, source: str) -> socket.socket:
-    """Return a connection from the address *source*."""
+    """Return a connection with *source* as the local address."""
     sock = unconnected(source)
     sock.settimeout(TIMEOUT)
     try:
@@ -40,9 +40,10 @@ def connect(port: int, source: str) -> socket.socket:
 
 
 def unconnected(source: str) -> socket.socket:
-    """Return a socket with an address but no port yet: connect(2) then picks it by the peer.
+    """Return a socket with a local address and no port; connect(2) then selects the port.
 
-    A port picked by bind(2) would be one for all peers, and those would soon be used up.
+    bind(2) would select a port that no other connection can use, whatever its peer; with many
+    connections no port would be left.
     """
     sock = socket.socket()
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
@@ -51,9 +52,9 @@ def unconnected(source: str) -> socket.socket:
 
 
 def read_reply(sock: socket.socket) -> bytes:
-    """Return a whole reply, of however many lines.
+    """Return a complete reply of one or more lines.
 
-    :raises ConnectionError: the server closed first
+    :raises ConnectionError: the server closed the connection first
     """
     reply = b""
     while not _is_whole(reply):

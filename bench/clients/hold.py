@@ -1,4 +1,4 @@
-"""Holds idle sessions: each line on standard input is how many there are to be."""
+"""Hold idle sessions: each line on standard input is the number of sessions to hold."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     import socket
 
 BATCH = 500
-"""Opened at once: some servers let each client wait a moment for its greeting."""
+"""Connections opened at the same time: some servers delay each greeting."""
 
 SOURCES = cycle([f"127.0.0.{n}" for n in range(11, 16)])
 
 
 class Held:
-    """Sessions that have read the greeting and said EHLO, and say no more."""
+    """Sessions that have read the greeting, have sent EHLO, and stay idle."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._sessions: list[socket.socket] = []
 
     def have(self, wanted: int) -> None:
-        """Open or close as many as it takes."""
+        """Open or close sessions until *wanted* are open."""
         for sock in self._sessions[wanted:]:
             sock.close()
         del self._sessions[wanted:]
@@ -48,7 +48,7 @@ def _expect(sock: socket.socket, code: bytes) -> None:
 
 
 def main() -> None:
-    """Do as told until standard input ends."""
+    """Execute the lines of standard input until it ends."""
     hard = getrlimit(RLIMIT_NOFILE)[1]
     setrlimit(RLIMIT_NOFILE, (hard, hard))
     held = Held(options()["port"])

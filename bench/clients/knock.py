@@ -1,6 +1,7 @@
-"""Connects where it is refused, reads the reply and closes: so many times, or until told to stop.
+"""Connect where the server refuses, read the reply and close: N times, or until a line says stop.
 
-It first holds as many sessions as its address may have; so whatever comes after them is refused.
+The client first opens as many sessions as the limit of its address permits, so that the server
+refuses each later connection.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ _SHORT_MOMENT = 0.001
 
 
 class Knocker:
-    """So many clients at once from one address.
+    """Clients that connect from one address at the same time.
 
     :param port: of the server
     :param source: their address
-    :param at_once: how many
+    :param at_once: the number of clients
     """
 
     def __init__(self, port: int, source: str, at_once: int) -> None:
@@ -35,7 +36,7 @@ class Knocker:
         self._refused = self._other = self._open = 0
 
     def knock(self, count: int, *, stop_when_told: bool) -> None:
-        """Knock *count* times, and answer with what came of it."""
+        """Connect *count* times, and send the results to the parent process."""
         if stop_when_told:
             self._selector.register(sys.stdin, selectors.EVENT_READ)
         began = time.monotonic()
@@ -52,7 +53,7 @@ class Knocker:
         answer(refused=self._refused, other=self._other, seconds=seconds)
 
     def _fill(self, count: int) -> None:
-        """Have as many clients as there may be, and are still wanted."""
+        """Run up to *at_once* clients at the same time until no more are needed."""
         wanted = min(self._at_once, count - self._refused - self._other)
         while self._open < wanted:
             sock = unconnected(self._source)
@@ -80,7 +81,7 @@ class Knocker:
 
 
 def main() -> None:
-    """Hold, then knock as each line says: how many times, or ``flood`` until the next line."""
+    """Hold sessions, then execute each line: a number of connects, or ``flood`` (to the next line)."""
     told = options()
     port, source = told["port"], told["source"]
     held = [connect(port, source) for _ in range(told["hold"])]

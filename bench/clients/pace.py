@@ -1,6 +1,6 @@
 """Offers messages at a steady pace, and times the replies that decide about them.
 
-Each line on standard input is for how many seconds. A reply is timed from the write of RCPT if it
+Each line on standard input is a duration in seconds. A reply is timed from the write of RCPT if it
 refuses the recipient, and otherwise from the write of the final dot. A message is offered when it
 is due, not when the one before it has been answered.
 """
@@ -28,10 +28,10 @@ REFUSED, ACCEPTED = b"451", b"250"
 
 
 class Figures:
-    """The times of the replies of one run, in milliseconds.
+    """Reply times of one run, in milliseconds.
 
-    :ivar first: time.monotonic() of the first message that was taken; 0: none was
-    :ivar late: how long after it was due each message was offered
+    :ivar first: time.monotonic() of the first accepted message; 0: none was accepted
+    :ivar late: the delay between the time at which each message was due and its start
     :ivar other: replies that are neither 250 nor 451
     """
 
@@ -43,7 +43,7 @@ class Figures:
         self.other = 0
 
     def add(self, reply: bytes, began: float) -> None:
-        """Note a reply that decides about a message."""
+        """Record a reply that decides about a message."""
         now = time.monotonic()
         if reply.startswith(REFUSED):
             self.refused.append(1000 * (now - began))
@@ -54,7 +54,7 @@ class Figures:
             self.other += 1
 
     def answer(self, seconds: float) -> None:
-        """Send them to whoever started this process."""
+        """Send the results to the parent process."""
         answer(
             refused=len(self.refused),
             accepted=len(self.accepted),
@@ -69,16 +69,16 @@ class Figures:
 
 
 def _percentile(values: list[float], number: int) -> float:
-    if len(values) < 2:  # noqa: PLR2004 - quantiles() needs as many
+    if len(values) < 2:  # noqa: PLR2004 - quantiles() needs at least two
         return 0.0
     return statistics.quantiles(values, n=100, method="inclusive")[number - 1]
 
 
 class Session(asyncio.Protocol):
-    """A connection that offers one message after the other.
+    """A connection that offers one message after another.
 
-    :param idle: where it is while it has none
-    :ivar figures: what its replies are added to
+    :param idle: the collection that the connection adds itself to while it has no message
+    :ivar figures: the object that records the reply times
     """
 
     figures: Figures
@@ -92,18 +92,18 @@ class Session(asyncio.Protocol):
         self._transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Store the transport."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Take replies."""
+        """Process the replies in *data*."""
         *lines, self._unread = (self._unread + data).split(b"\r\n")
         for line in lines:
             if line[3:4] != b"-":
                 self._next.popleft()(line)
 
     def offer(self, figures: Figures) -> None:
-        """Begin a message."""
+        """Start a message."""
         self.figures = figures
         self._send(TRANSACTION, self._ignored, self._asked)
 
@@ -154,7 +154,7 @@ async def _all_idle(idle: asyncio.Queue[Session], count: int) -> None:
 
 
 async def _offer(idle: asyncio.Queue[Session], rate: int, seconds: float) -> None:
-    """Offer messages, wait for the last replies, and answer."""
+    """Offer messages, wait for the last replies, and send the results."""
     sessions = idle.qsize()
     figures = Figures()
     begin = time.monotonic()
@@ -170,10 +170,10 @@ async def _offer(idle: asyncio.Queue[Session], rate: int, seconds: float) -> Non
 
 
 def main() -> None:
-    """Open the connections, and offer messages for as long as each line says."""
+    """Open the connections, and offer messages for the duration in each line."""
     told = options()
     message = b"Subject: measured\r\n\r\n" + LINE * (told["size"] // len(LINE)) + b".\r\n"
-    gc.disable()  # a collection would be part of a reply's time
+    gc.disable()  # A garbage collection would add to the time of a reply.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         idle = runner.run(_open(told["port"], told["connections"], message))
         answer(connections=idle.qsize())

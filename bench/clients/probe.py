@@ -1,4 +1,4 @@
-"""Connects now and then, one client at a time, and times the greeting."""
+"""Connect from time to time, one connection at a time, and measure the time to the greeting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def probe(port: int, source: str) -> float:
 
 
 def main() -> None:
-    """Probe as many times as each line says."""
+    """Connect as many times as each line says."""
     told = options()
     for line in sys.stdin:
         times = []

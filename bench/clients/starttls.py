@@ -1,6 +1,7 @@
-"""Sends messages, each over a TLS connection of its own that begins with STARTTLS.
+"""Send messages, each over its own connection with STARTTLS.
 
-Each line on standard input is how many, and ``full`` or ``resumed`` for the handshakes.
+Each line on standard input is a number of messages, and ``full`` or ``resumed``: the kind of TLS
+handshake.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ LINE = b"X" * 78 + b"\r\n"
 
 
 class Sender:
-    """Sends messages one after the other.
+    """Sends messages one after another.
 
-    :param resume: whether each TLS session resumes the one before
-    :ivar resumed: how many of them did
+    :param resume: whether each connection resumes the TLS session of the previous one
+    :ivar resumed: the number of resumed sessions
     """
 
     def __init__(self, port: int, context: ssl.SSLContext, message: bytes, *, resume: bool) -> None:

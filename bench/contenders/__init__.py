@@ -1,4 +1,4 @@
-"""Those who take part; this daemon first."""
+"""The servers that are compared; this daemon is the first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contender: a server that takes part, and how it is started for what a workload needs."""
+"""Contender: a server that is compared, and the command that starts it for a workload."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ MIB = 1024 * 1024
 
 START_SECONDS = 20.0
 ATTEMPTS = 3
-"""Somebody else may take a port between our finding it free and the server's binding it."""
+"""Attempts to start a server: another program may bind the free port before the server does."""
 
 LEAST = 4
 
 SETTLE_SECONDS = 0.15
-"""What a server has left to do when its clients are gone is counted as well."""
+"""Seconds to wait after the last client: the server's cleanup is measured as well."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a workload wants of a server.
+    """The settings of a server that a workload needs.
 
-    :ivar capacity: sessions at once
-    :ivar limit: sessions at once from one address; 0 is no limit
+    :ivar capacity: maximum number of sessions
+    :ivar limit: maximum number of sessions per client address; 0 is no limit
     :ivar largest: size of the largest message, bytes
     :ivar tls: STARTTLS
-    :ivar keep: whether messages are kept on the disk, below ``Place.mail``, not thrown away
-    :ivar queue: whether a server that has a queue puts messages there first
-    :ivar hop: HOST:PORT of the server that messages are relayed to; empty: they are not
-    :ivar fleet: the Redis of a fleet, as the option ``--fleet`` has it; empty: the server is alone
-    :ivar milter: the milter that judges messages, ``unix:PATH`` or ``HOST:PORT``; empty: none
-    :ivar rspamd: the URL of the rspamd that judges messages; empty: none
-    :ivar handlers: of this daemon, as its option ``--handler`` has them; empty: by the others
+    :ivar keep: whether messages are stored on disk, below ``Place.mail``, or discarded
+    :ivar queue: whether a server with a queue writes messages to it first
+    :ivar hop: HOST:PORT of the server that messages are relayed to; empty: no relaying
+    :ivar fleet: the Redis of a fleet, in the form of the option ``--fleet``; empty: no fleet
+    :ivar milter: the milter that checks messages, ``unix:PATH`` or ``HOST:PORT``; empty: none
+    :ivar rspamd: the URL of the rspamd that checks messages; empty: none
+    :ivar handlers: values of this daemon's option ``--handler``; empty: from the other fields
     """
 
     capacity: int = 1000
@@ -77,7 +77,7 @@ class Needs:
 
 
 class Place(NamedTuple):
-    """Where a server is started: what it may use."""
+    """The directory, address and port that a server is started with."""
 
     port: int
     folder: Path
@@ -85,39 +85,39 @@ class Place(NamedTuple):
 
     @property
     def mail(self) -> Path:
-        """Where mail is kept: a Maildir."""
+        """The Maildir for messages."""
         return self.folder / "Maildir"
 
 
 class Contender(ABC):
-    """A server that takes part."""
+    """A server that is compared."""
 
     name: ClassVar[str]
-    """As ``--server`` and the tables have it."""
+    """The name in ``--server`` and in the tables."""
 
     setup: ClassVar[str]
-    """How it is set up, for the page."""
+    """The setup of the server, for the page."""
 
     cannot: ClassVar[dict[str, str]] = {}
-    """Key of a workload: why it is not measured there."""
+    """Key of a workload: why the server is not measured in it."""
 
     only: ClassVar[tuple[str, ...]] = ()
-    """Keys of the only workloads that it takes part in; empty: all that it can."""
+    """Keys of the only workloads that measure the server; empty: all that it supports."""
 
     portion: ClassVar[float] = 1.0
-    """Of a workload's messages, how many it gets: it is measured long enough with these."""
+    """Part of a workload's messages that a slow server gets: these are enough for a measurement."""
 
     portion_of_connections: ClassVar[float | None] = None
-    """The same where each small message has a connection of its own, if that differs."""
+    """The same part for a workload with a connection per small message, if it differs."""
 
     def takes_part(self, key: str) -> bool:
-        """Return whether it takes part in a workload, if it can."""
+        """Return whether a workload measures the server if the server supports it."""
         return not self.only or key in self.only
 
     def share(self, count: int, *, connections: bool = False) -> int:
-        """Return how many of *count* messages it gets.
+        """Return how many of *count* messages the server gets.
 
-        :param connections: whether what it does is mostly to greet and to part
+        :param connections: whether most of the work is to open and close connections
         """
         other = self.portion_of_connections
         portion = other if connections and other is not None else self.portion
@@ -125,19 +125,19 @@ class Contender(ABC):
 
     @abstractmethod
     def missing(self) -> str:
-        """Make it ready; return why that cannot be, or an empty string."""
+        """Prepare the server; return why that is impossible, or an empty string."""
 
     @abstractmethod
     def version(self) -> str:
-        """Return name and version, for the page."""
+        """Return the name and the version, for the page."""
 
     @abstractmethod
     def command(self, place: Place, needs: Needs) -> list[str]:
-        """Write what it needs into the folder, and return program and arguments."""
+        """Write the configuration into the directory, and return the program and its arguments."""
 
 
 class Served:
-    """A server that runs."""
+    """A running server."""
 
     def __init__(self, process: Process, place: Place) -> None:
         self._process = process
@@ -147,9 +147,9 @@ class Served:
         self.certificates = place.certificates
 
     def cpu_seconds(self) -> float:
-        """Return the processor time that it has used until now.
+        """Return the CPU time that the server has used so far.
 
-        :raises BenchError: it has ended
+        :raises BenchError: the server has ended
         """
         time.sleep(SETTLE_SECONDS)
         if not self._process.alive:
@@ -161,9 +161,9 @@ class Served:
 def serving(
     contender: Contender, needs: Needs, certificates: Certificates, port: int = 0
 ) -> Iterator[Served]:
-    """Run a server of its own for the block, on a port of loopback.
+    """Run a server for the block, on a port of loopback.
 
-    :param port: which one; 0: one that is free
+    :param port: the port; 0: a free one
     """
     with tempfile.TemporaryDirectory(prefix="smtpd-fork-bench-") as name:
         folder = Path(name)
@@ -187,7 +187,7 @@ def _start(
 
 
 def free_port() -> int:
-    """Return a port of loopback that is free now."""
+    """Return a free port of loopback."""
     with socket.socket() as sock:
         sock.bind((HOST, 0))
         port: int = sock.getsockname()[1]
@@ -195,7 +195,7 @@ def free_port() -> int:
 
 
 def _comes_up(process: Process, port: int) -> bool:
-    """Wait for a greeting; False: the process has ended, or there is none."""
+    """Wait for a greeting; return False if the process ends or sends none."""
     deadline = time.monotonic() + START_SECONDS
     while process.alive and time.monotonic() < deadline:
         try:
@@ -210,6 +210,6 @@ def _comes_up(process: Process, port: int) -> bool:
 
 
 def find_program(name: str) -> str | None:
-    """Return the path of a program, also where only root looks."""
+    """Return the path of a program, also from directories that only root has in PATH."""
     places = [os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"]
     return shutil.which(name, path=os.pathsep.join(places))

@@ -67,20 +67,20 @@ def lmtp_socket(folder: Path) -> str:
 
 
 class Dovecot(Contender):
-    """An instance of its own."""
+    """A separate Dovecot instance."""
 
     name = "dovecot"
     setup = "an instance of its own with one mailbox, a Maildir; it is used only by LMTP"
     only: ClassVar[tuple[str, ...]] = ("W11",)
 
     def missing(self) -> str:
-        """Look for it, for its LMTP server, and for the right to start it."""
+        """Check for Dovecot, for its LMTP server, and for root."""
         if find_program("dovecot") is None:
             return "Dovecot is not installed"
         return "" if os.geteuid() == 0 else "Dovecot is started as root only"
 
     def version(self) -> str:
-        """Return name and version."""
+        """Return the name and the version."""
         told = subprocess.run(  # noqa: S603 - a program from PATH, no input
             [find_program("dovecot") or "dovecot", "--version"],
             capture_output=True,
@@ -90,8 +90,8 @@ class Dovecot(Contender):
         )
         return f"Dovecot {told.stdout.partition(' ')[0]}".strip()
 
-    def command(self, place: Place, needs: Needs) -> list[str]:  # noqa: ARG002 - of all
-        """Write its configuration, and return its command line."""
+    def command(self, place: Place, needs: Needs) -> list[str]:  # noqa: ARG002 - see Contender
+        """Write the configuration, and return the command line."""
         place.folder.chmod(0o755)
         mail = place.folder / "mail"
         mail.mkdir(exist_ok=True)

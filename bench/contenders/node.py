@@ -1,4 +1,4 @@
-"""The contenders on Node.js: nodemailer's smtp-server, and Haraka. Installed into a cache."""
+"""The servers on Node.js: nodemailer's smtp-server, and Haraka. They are installed into a cache."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def node_version() -> str:
 
 
 class NodePackage(Contender):
-    """A package of npm's, of one version, in a folder of its own."""
+    """One version of an npm package, in a separate directory."""
 
     package: ClassVar[str]
     release: ClassVar[str]
 
     @property
     def home(self) -> Path:
-        """Where the package lies."""
+        """The directory of the package."""
         folder = _cache_folder() / f"{self.package}-{self.release}"
         return folder / "node_modules" / self.package
 
     def missing(self) -> str:
-        """Install it, unless it is there."""
+        """Install the package if it is not in the cache."""
         if not node_version():
             return "Node.js is not installed"
         if (self.home / "package.json").is_file():
@@ -79,7 +79,7 @@ class NodePackage(Contender):
         return ""
 
     def version(self) -> str:
-        """Return name and version, and those of Node.js."""
+        """Return the name and the version, and those of Node.js."""
         return f"{self.package} {self.release} on Node.js {node_version()}"
 
 
@@ -102,7 +102,7 @@ class NodemailerSmtpServer(NodePackage):
     portion_of_connections: ClassVar[float | None] = 0.1
 
     def command(self, place: Place, needs: Needs) -> list[str]:
-        """Return the little server's command line."""
+        """Return the command line of the script."""
         options = {
             "package": str(self.home),
             "host": HOST,
@@ -115,7 +115,7 @@ class NodemailerSmtpServer(NodePackage):
 
 
 class Haraka(NodePackage):
-    """Haraka with one plugin that takes everything: ``bench/peers/haraka_discard.js``."""
+    """Haraka with one plugin that accepts every message: ``bench/peers/haraka_discard.js``."""
 
     name = "haraka"
     package = "Haraka"
@@ -134,10 +134,10 @@ class Haraka(NodePackage):
     portion: ClassVar[float] = 0.2
 
     def command(self, place: Place, needs: Needs) -> list[str]:
-        """Write its configuration, and return its command line."""
+        """Write the configuration, and return the command line."""
         files = {
             "config/smtp.ini": f"listen={HOST}:{place.port}\nnodes=0\n",
-            # A file of its own replaces the one that comes with it: all sections have to be there.
+            # This file replaces the default one, so it needs all sections.
             "config/connection.ini": (
                 f"[max]\nbytes={needs.largest}\n[message]\nhelo=hello\nclose=bye\n"
                 "[uuid]\nbanner_chars=0\ndeny_chars=0\n"

@@ -1,4 +1,4 @@
-"""Postfix: its test server, smtp-sink, that throws mail away; and Postfix itself."""
+"""Postfix, and its test server smtp-sink, which discards messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_LIMIT = "it has no limit per address"
 
 
 class SmtpSink(Contender):
-    """The yardstick."""
+    """The reference server that the others are compared with."""
 
     name = "smtp-sink"
     setup = "Postfix's test server in C, `-u nobody` where it is started as root"
@@ -32,7 +32,7 @@ class SmtpSink(Contender):
     portion: ClassVar[float] = 2.0
 
     def missing(self) -> str:
-        """Look for it."""
+        """Check for smtp-sink."""
         return "" if find_program("smtp-sink") else "smtp-sink is not installed"
 
     def version(self) -> str:
@@ -40,7 +40,7 @@ class SmtpSink(Contender):
         return f"smtp-sink of {postfix_version()}"
 
     def command(self, place: Place, needs: Needs) -> list[str]:
-        """Return its command line."""
+        """Return the command line."""
         program = find_program("smtp-sink") or "smtp-sink"
         user = ["-u", "nobody"] if os.geteuid() == 0 else []
         return [program, *user, "-m", str(needs.capacity), f"{HOST}:{place.port}", "1024"]
@@ -94,7 +94,7 @@ anvil unix - - n - 1 anvil
 
 
 class Postfix(Contender):
-    """An instance of its own."""
+    """A separate Postfix instance."""
 
     name = "postfix"
     setup = (
@@ -107,17 +107,17 @@ class Postfix(Contender):
     only: ClassVar[tuple[str, ...]] = ("W7", "W10", "W12", "W13")
 
     def missing(self) -> str:
-        """Look for it, and for the right to start it."""
+        """Check for Postfix, and for root."""
         if not (find_program("postfix") and find_program("postconf")):
             return "Postfix is not installed"
         return "" if os.geteuid() == 0 else "Postfix starts as root only"
 
     def version(self) -> str:
-        """Return name and version."""
+        """Return the name and the version."""
         return postfix_version()
 
     def command(self, place: Place, needs: Needs) -> list[str]:
-        """Write its configuration, and return the command line of its master process."""
+        """Write the configuration, and return the command line of the master process."""
         place.folder.chmod(0o755)
         configuration = place.folder / "etc"
         for name in ("etc", "queue", "data"):
@@ -140,7 +140,7 @@ class Postfix(Contender):
         services = _SERVICES.format(port=place.port)
         (configuration / "master.cf").write_text(services, encoding="utf-8")
         postfix = find_program("postfix") or "postfix"
-        # Makes the directories of the queue.
+        # Create the directories of the queue.
         subprocess.run(  # noqa: S603 - a program from PATH, no input
             [postfix, "-c", str(configuration), "check"],
             capture_output=True,
@@ -152,17 +152,17 @@ class Postfix(Contender):
 
 
 def _milter(address: str) -> str:
-    """Return the address of a milter as Postfix writes it."""
+    """Return the address of a milter in Postfix's notation."""
     return address if address.startswith("unix:") else f"inet:{address}"
 
 
 def postfix_version() -> str:
-    """Return Postfix's name and version, as far as it can be told."""
+    """Return Postfix's name, and its version if it is known."""
     return f"Postfix {_default('mail_version')}".strip()
 
 
 def _default(parameter: str) -> str:
-    """Return the default of a parameter; an empty string without Postfix."""
+    """Return the default value of a parameter; without Postfix an empty string."""
     postconf = find_program("postconf")
     if postconf is None:
         return ""

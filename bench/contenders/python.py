@@ -1,4 +1,4 @@
-"""The contenders in Python: this daemon, stock aiosmtpd, and the least that Python can do."""
+"""The servers in Python: this daemon, stock aiosmtpd, and a minimal uvloop protocol."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = [
 
 
 BOB = "$6$x$" + "." * 86
-"""A hash of crypt(3), of no known password."""
+"""A hash of crypt(3); its password is not known."""
 
 
 class SmtpdFork(Contender):
-    """The command of this tree."""
+    """This daemon, from the tree that is measured."""
 
     name = "smtpd-fork"
     setup = (
@@ -40,11 +40,11 @@ class SmtpdFork(Contender):
     )
 
     def missing(self) -> str:
-        """Have it: it is this tree."""
+        """Return an empty string: the daemon is in this tree."""
         return ""
 
     def version(self) -> str:
-        """Return name and version."""
+        """Return the name and the version."""
         return f"smtpd-fork {__version__}"
 
     def command(self, place: Place, needs: Needs) -> list[str]:
@@ -65,7 +65,7 @@ class SmtpdFork(Contender):
         return command
 
     def handlers(self, place: Place, needs: Needs) -> list[str]:
-        """Return the handlers of a message, the sink last, as the option has them."""
+        """Return the filters and the sink of a message, in the order of ``--handler``."""
         if needs.handlers:
             return [*needs.handlers]
         handlers = [f"milter:{needs.milter}"] if needs.milter else []
@@ -76,7 +76,7 @@ class SmtpdFork(Contender):
 
 
 class SmtpdForkAllRules(SmtpdFork):
-    """The same with every rule of the gate on, and none of them reached."""
+    """This daemon with every rule of the gate enabled; the benchmark reaches none of the limits."""
 
     name = "all-rules"
     setup = (
@@ -102,7 +102,7 @@ class SmtpdForkAllRules(SmtpdFork):
 
 
 class SmtpdForkFleet(SmtpdForkAllRules):
-    """The same as a node of a fleet."""
+    """This daemon as a node of a fleet."""
 
     name = "fleet"
     setup = "all-rules with `--fleet unix:PATH`, a redis-server on the same machine"
@@ -114,7 +114,7 @@ class SmtpdForkFleet(SmtpdForkAllRules):
 
 
 class SmtpdForkTwo(SmtpdFork):
-    """The same with two processes under a supervisor."""
+    """This daemon with two processes under a supervisor."""
 
     name = "two-processes"
     setup = "smtpd-fork with `--processes 2`"
@@ -126,7 +126,7 @@ class SmtpdForkTwo(SmtpdFork):
 
 
 class SmtpdForkFilters(SmtpdFork):
-    """The same with filters, whose peers are down: none of them is asked."""
+    """This daemon with filters whose servers are down; no message reaches a filter."""
 
     name = "five-filters"
     setup = "smtpd-fork with the filters `accept`, `auth`, `policy`, `milter` and `rspamd`"
@@ -146,7 +146,7 @@ class SmtpdForkFilters(SmtpdFork):
 
 
 class SmtpdForkPool(SmtpdFork):
-    """The same with a handler that awaits for each recipient: ``bench/peers/pool.py``."""
+    """This daemon with a handler that awaits for each recipient: ``bench/peers/pool.py``."""
 
     name = "pool"
     setup = (
@@ -165,7 +165,7 @@ class SmtpdForkPool(SmtpdFork):
 
 
 class StockAiosmtpd(Contender):
-    """aiosmtpd as it is, on uvloop: ``bench/peers/stock.py``."""
+    """Unchanged aiosmtpd on uvloop: ``bench/peers/stock.py``."""
 
     name = "aiosmtpd"
     setup = (
@@ -176,15 +176,15 @@ class StockAiosmtpd(Contender):
     portion: ClassVar[float] = 0.5
 
     def missing(self) -> str:
-        """Have it: the daemon itself needs both packages."""
+        """Return an empty string: the daemon itself needs both packages."""
         return ""
 
     def version(self) -> str:
-        """Return names and versions."""
+        """Return the names and the versions."""
         return f"aiosmtpd {version('aiosmtpd')} on uvloop {version('uvloop')}"
 
     def command(self, place: Place, needs: Needs) -> list[str]:
-        """Return the little server's command line."""
+        """Return the command line of the script."""
         command = [
             *(sys.executable, "-m", "bench.peers.stock"),
             *("--host", HOST, "--port", str(place.port)),
@@ -199,7 +199,7 @@ class StockAiosmtpd(Contender):
 
 
 class BareProtocol(Contender):
-    """No server, but the least that one in Python can cost: ``bench/peers/bare.py``."""
+    """The lower limit for a server in Python: ``bench/peers/bare.py``."""
 
     name = "bare"
     setup = (
@@ -210,15 +210,15 @@ class BareProtocol(Contender):
     only: ClassVar[tuple[str, ...]] = ("W1", "W2", "W3", "W4")
 
     def missing(self) -> str:
-        """Have it: the daemon itself needs uvloop."""
+        """Return an empty string: the daemon itself needs uvloop."""
         return ""
 
     def version(self) -> str:
-        """Return names and versions."""
+        """Return the names and the versions."""
         return f"a bare protocol on uvloop {version('uvloop')}"
 
-    def command(self, place: Place, needs: Needs) -> list[str]:  # noqa: ARG002 - of all
-        """Return the little program's command line."""
+    def command(self, place: Place, needs: Needs) -> list[str]:  # noqa: ARG002 - see Contender
+        """Return the command line of the script."""
         return [
             *(sys.executable, "-m", "bench.peers.bare"),
             *("--host", HOST, "--port", str(place.port)),

@@ -1,4 +1,4 @@
-"""qpsmtpd-forkserver, the original: a process for each connection."""
+"""qpsmtpd-forkserver, which starts a process for each connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Qpsmtpd"]
 
 PLUGINS = Path("/usr/share/qpsmtpd/plugins")
-"""Where Debian has them."""
+"""The directory of Debian's package."""
 
 USER = "nobody"
 
@@ -26,11 +26,11 @@ sub register {
     *Qpsmtpd::TcpServer::tcpenv = sub { return ($_[0], $_[1], 'Unknown') };
 }
 """
-"""In place of a look-up of each client's name, which it cannot be kept from otherwise."""
+"""Disables the DNS look-up of each client's name, which no option of qpsmtpd disables."""
 
 
 class Qpsmtpd(Contender):
-    """The server whose options this daemon has."""
+    """qpsmtpd-forkserver; this daemon has the same options."""
 
     name = "qpsmtpd"
     setup = (
@@ -40,13 +40,13 @@ class Qpsmtpd(Contender):
     only: ClassVar[tuple[str, ...]] = ("W12",)
 
     def missing(self) -> str:
-        """Look for it."""
+        """Check for qpsmtpd-forkserver."""
         if find_program("qpsmtpd-forkserver") is None or not PLUGINS.is_dir():
             return "qpsmtpd-forkserver is not installed"
         return ""
 
     def version(self) -> str:
-        """Return name and version."""
+        """Return the name and the version."""
         module = Path("/usr/share/perl5/Qpsmtpd.pm")
         found = module.is_file() and re.search(
             r"VERSION\s*=\s*['\"]?([\d.]+)", module.read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ class Qpsmtpd(Contender):
         return f"qpsmtpd {found[1] if found else ''}".strip()
 
     def command(self, place: Place, needs: Needs) -> list[str]:
-        """Write its configuration, and return its command line."""
+        """Write the configuration, and return the command line."""
         config = {
             "logging": "logging/warn LOGWARN",
             "loglevel": "4",

@@ -1,4 +1,4 @@
-"""This daemon with each of its sinks, and a measure of how long its event loop is held."""
+"""This daemon with each of its sinks, and a handler that measures how long the loop is blocked."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ def holds_of(folder: Path) -> Path:
 class SmtpdForkSink(SmtpdFork):
     """The daemon with one sink.
 
-    :ivar destination: where the sink delivers
+    :ivar destination: the destination that the sink delivers to
     """
 
     setup = ""
     only: ClassVar[tuple[str, ...]] = ("W10", "W14")
 
     def __init__(self, destination: Destination) -> None:
-        self.name = destination.sink  # type: ignore[misc]  # there is an instance for each sink
+        self.name = destination.sink  # type: ignore[misc]  # one instance per sink
         self.destination = destination
 
     def missing(self) -> str:
-        """Look for what the sink delivers to."""
+        """Check for the destination of the sink."""
         return self.destination.missing()
 
     def command(self, place: Place, needs: Needs) -> list[str]:
-        """Write the file of what measures the loop, and return the daemon's command line."""
+        """Write the file of the measuring handler, and return the daemon's command line."""
         Holds().write(holds_of(place.folder))
         return super().command(place, needs)
 
     def handlers(self, place: Place, needs: Needs) -> list[str]:
-        """Return what measures the loop, and the handlers of the destination."""
+        """Return the measuring handler, and the handlers of the destination."""
         if not needs.handlers:
             return [self.name]
         return [f"bench.peers.held:Held:{holds_of(place.folder)}", *needs.handlers]

@@ -1,1 +1,1 @@
-"""Small servers that are measured beside the daemon."""
+"""Small servers that are compared with the daemon, or that it delivers to."""

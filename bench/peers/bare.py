@@ -1,6 +1,7 @@
-"""The least that Python can do: a protocol on uvloop that answers, and looks at next to nothing.
+"""The lower limit for Python: a protocol on uvloop that answers, and parses almost nothing.
 
-No server: it knows no address, no limit and no mistake. It shows what is left to win.
+It is no usable server: it does not check addresses, limits or errors. Its cost is the least that an
+SMTP server on this event loop can have.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _view = memoryview(bytearray(256 * 1024))
 
 
 class Bare(asyncio.BufferedProtocol):
-    """Answers each command with 250, and a message when it seems to end."""
+    """Answers each command with 250, and each message at its apparent end."""
 
     __slots__ = ("_in_data", "_stream")
 
@@ -25,16 +26,16 @@ class Bare(asyncio.BufferedProtocol):
         self._in_data = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet."""
+        """Send the greeting."""
         self._stream = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
         self._stream.write(b"220 localhost ESMTP\r\n")
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio calls it so
-        """Return the one buffer of all."""
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Return the buffer that all connections share."""
         return _view
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Answer."""
+        """Answer the commands in the buffer."""
         data = _view[:nbytes].tobytes()
         if self._in_data:
             if data.endswith(END):
@@ -53,12 +54,12 @@ class Bare(asyncio.BufferedProtocol):
         self._stream.write(b"".join(out))
 
     def eof_received(self) -> bool:
-        """Close."""
+        """Close the connection."""
         return False
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Serve until ended by a signal."""
+    """Serve until a signal ends the process."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(Bare, arguments.host, arguments.port, backlog=BACKLOG)
     async with server:

@@ -1,8 +1,8 @@
-"""A handler that measures how long the event loop is held, and refuses nobody.
+"""A handler that measures how long callbacks block the event loop; it accepts every message.
 
-A task sleeps for a millisecond, again and again. A sleep that takes longer was held up by a
-callback, by a thread that kept the interpreter's lock, or by another process that had the
-processor: the processor time of the loop's thread meanwhile tells the first from the others.
+A task sleeps for one millisecond, again and again. A longer sleep was delayed by a callback, by a
+thread that kept the interpreter lock, or by another process on the same processor. The CPU time of
+the loop's thread during the sleep shows whether a callback was the cause.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _HOLDS = struct.Struct("dd")
 
 
 class Holds(NamedTuple):
-    """The longest holds since the file was written, seconds.
+    """The longest delays since the file was written, seconds.
 
-    :ivar wall: how long a sleep took beyond its time
-    :ivar cpu: processor time of the loop's thread during one sleep
+    :ivar wall: delay of a sleep beyond its duration
+    :ivar cpu: CPU time of the loop's thread during one sleep
     """
 
     wall: float = 0.0
@@ -38,11 +38,11 @@ class Holds(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return what a file has."""
+        """Return the content of a file."""
         return cls(*_HOLDS.unpack(path.read_bytes()))
 
     def write(self, path: Path) -> None:
-        """Begin anew: in place, as the handler has the file mapped."""
+        """Reset the values in place, because the handler has the file mapped."""
         with path.open("r+b" if path.exists() else "wb") as file:
             file.write(_HOLDS.pack(*self))
 
@@ -50,7 +50,7 @@ class Holds(NamedTuple):
 class Held:
     """The handler.
 
-    :param path: of a file that ``Holds().write()`` has made; writing to its memory takes no time
+    :param path: of a file from ``Holds().write()``; writing to its mapped memory does not block
     """
 
     def __init__(self, path: str) -> None:
@@ -61,7 +61,7 @@ class Held:
     async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
         self, _server: Any, _session: Any, _envelope: Any, _address: str, _options: list[str]
     ) -> Any:
-        """Begin with the first recipient."""
+        """Start to measure at the first recipient."""
         if self._task is None:
             self._task = asyncio.create_task(self._measure())
         return MISSING

@@ -1,7 +1,7 @@
-"""A milter that costs little: it looks at all events, answers each or none, may change a header.
+"""A milter with low cost: it gets all events, answers each or none, and may change the header.
 
-What it is asked to do is in its command line. It speaks version 6 of the protocol, and sends as
-Sendmail's library does: each answer by a system call of its own, with Nagle's algorithm.
+The command line selects its behaviour. It speaks version 6 of the protocol, and sends as Sendmail's
+library does: one system call per answer, with Nagle's algorithm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SILENT = 0xFF080
-"""It answers nothing before the end of a message (``SMFIP_NR_*``)."""
+"""Flags of the protocol for no answers before the end of a message (``SMFIP_NR_*``)."""
 
 ALL_ACTIONS = 0x1FF
 
@@ -37,10 +37,10 @@ EDITS = [frame(b"i", b"\0\0\0\1X-Scanned\0yes\0"), frame(b"h", b"X-Score\0" + b"
 
 
 class Milter(asyncio.Protocol):
-    """Answers.
+    """Answers the events.
 
     :param silent: as :data:`SILENT`
-    :param edits: it adds two fields to each header
+    :param edits: whether the milter adds two fields to each header
     """
 
     def __init__(self, *, silent: bool, edits: bool) -> None:
@@ -49,14 +49,14 @@ class Milter(asyncio.Protocol):
         self._held = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Store the transport."""
         self._transport = transport
         sock = self._socket = transport.get_extra_info("socket")
         if sock.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
 
     def data_received(self, data: bytes) -> None:
-        """Answer what is complete."""
+        """Answer the complete frames."""
         held, position = self._held + data, 0
         while len(held) - position >= _LENGTH.size:
             end = position + _LENGTH.size + _LENGTH.unpack_from(held, position)[0]
@@ -81,7 +81,7 @@ class Milter(asyncio.Protocol):
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Serve until the end."""
+    """Serve until a signal ends the process."""
 
     def made() -> Milter:
         return Milter(silent=arguments.silent, edits=arguments.edits)

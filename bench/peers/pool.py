@@ -1,7 +1,7 @@
-"""A handler that awaits, as one does that asks a database for each recipient.
+"""A handler that awaits for each recipient, as a handler with a database query does.
 
-It takes one of 20 connections of a pool, or waits for one, and then for one turn of the loop, which
-stands for the answer.
+It acquires one of the 20 connections of a pool, waiting for a free one if necessary, and then waits
+for one iteration of the event loop, in place of the query.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CONNECTIONS = 20
 
 
 class Pool:
-    """Takes every recipient, after a moment."""
+    """Accepts every recipient, after an iteration of the loop."""
 
     def __init__(self) -> None:
         self._pool = asyncio.Semaphore(CONNECTIONS)
@@ -23,7 +23,7 @@ class Pool:
     async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
         self, _server: Any, _session: Any, envelope: Any, address: str, options: list[str]
     ) -> str:
-        """Take a recipient once the database would have answered (aiosmtpd's hook)."""
+        """Accept a recipient once a connection of the pool has "answered" (aiosmtpd's hook)."""
         async with self._pool:
             await asyncio.sleep(0)
         envelope.rcpt_tos.append(address)

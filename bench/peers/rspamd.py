@@ -1,4 +1,4 @@
-"""A server that answers at once what rspamd answers about a message, and reads none of it."""
+"""A server that immediately answers each request as rspamd does, and does not scan the message."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Answers(asyncio.Protocol):
         self._held = b""
 
     def connection_made(self, transport: Any) -> None:
-        """Begin."""
+        """Store the transport."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer the requests that are complete."""
+        """Answer the complete requests."""
         self._held += data
-        while (end := self._held.find(b"\r\n\r\n") + 4) > 3:  # noqa: PLR2004 - it was found
+        while (end := self._held.find(b"\r\n\r\n") + 4) > 3:  # noqa: PLR2004 - find() returned no -1
             found = _LENGTH.search(self._held, 0, end)
             end += int(found[1]) if found else 0
             if len(self._held) < end:
@@ -55,7 +55,7 @@ class Answers(asyncio.Protocol):
 
 
 async def serve(port: int, answer: bytes, *, closes: bool) -> None:
-    """Serve until ended by a signal."""
+    """Serve until a signal ends the process."""
     made = partial(Answers, answer, closes=closes)
     server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", port)
     await server.serve_forever()

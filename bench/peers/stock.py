@@ -1,4 +1,4 @@
-"""Stock aiosmtpd on uvloop, with a limit by address where one is wanted."""
+"""Stock aiosmtpd on uvloop, with an optional limit of sessions per client address."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BACKLOG = 1024
 
 
 class LimitedSMTP(SMTP):
-    """Aiosmtpd's session, refused where its address has as many as it may."""
+    """aiosmtpd's session, with a reply 421 when the address has reached its limit."""
 
     inside: ClassVar[Counter[str]] = Counter()
     limit: ClassVar[int] = 0
@@ -30,8 +30,9 @@ class LimitedSMTP(SMTP):
         self._refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Refuse before anything of the session is set up."""
-        if self._address is None:  # not so when the TLS layer calls once more
+        """Refuse the client before the session is set up."""
+        # The TLS layer calls this method a second time for the same client.
+        if self._address is None:
             address = transport.get_extra_info("peername")[0]
             if self.inside[address] >= self.limit:
                 self._refused = True
@@ -44,11 +45,11 @@ class LimitedSMTP(SMTP):
         super().connection_made(transport)
 
     def eof_received(self) -> bool | None:
-        """Have a refused client's transport close."""
+        """Close the transport of a refused client."""
         return False if self._refused else super().eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Give the place back."""
+        """Release the connection slot."""
         if self._refused:
             return
         if self._address is not None:
@@ -58,7 +59,7 @@ class LimitedSMTP(SMTP):
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Serve until ended by a signal."""
+    """Serve until a signal ends the process."""
     context = None
     if arguments.key:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -1,4 +1,4 @@
-"""A web server that reads what it is sent, keeps nothing, and answers 204."""
+"""A web server that reads and discards each request body, and answers 204."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def take(request: web.Request) -> web.Response:
 
 
 def main() -> None:
-    """Read the options and serve until ended by a signal."""
+    """Read the options, and serve until a signal ends the process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)

@@ -1,4 +1,4 @@
-"""What is done to the servers, in two sizes."""
+"""The workloads, in two sizes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEYS = (*(f"W{n}" for n in range(1, 15)), "W16", "W17", "W18", "W19")
 
 
 def workloads(*, quick: bool) -> Sequence[Workload]:
-    """Return all; quick ones are for seeing that they work, not for figures."""
+    """Return all workloads; quick ones only show that they work, and their values say nothing."""
     if quick:
         return (
             OneAConnection(1000),

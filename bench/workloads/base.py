@@ -1,4 +1,4 @@
-"""Workload: what is done to a server, and what is read from it."""
+"""Workload: the work that servers do, and the metrics that are measured."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MICRO = 1e6
 
 
 class Metric(NamedTuple):
-    """A figure that a workload gives.
+    """A metric of a workload.
 
-    :ivar key: what it is called in the results
-    :ivar label: what it is called in the tables
-    :ivar unit: behind each figure; may be empty
+    :ivar key: its name in the results
+    :ivar label: its name in the tables
+    :ivar unit: text behind each value; may be empty
     :ivar compared: whether the tables have its ratio to other servers
     :ivar more: whether more is better
     """
@@ -35,22 +35,22 @@ class Metric(NamedTuple):
 
 
 class Workload(ABC):
-    """What is done to a server, and what is read from it."""
+    """The work that servers do, and the metrics that are measured."""
 
     key: ClassVar[str]
-    """As ``--only`` has it."""
+    """The name in ``--only``."""
 
     title: ClassVar[str]
     metrics: ClassVar[Sequence[Metric]]
 
     servers: ClassVar[Sequence[str]] = ()
-    """Names of the only servers that are measured; empty: all that take part."""
+    """Names of the only servers that are measured; empty: all that support the workload."""
 
     compared_with: ClassVar[Sequence[str]] = ("smtp-sink", "aiosmtpd", "postfix")
-    """Servers that the others' figures are divided by."""
+    """Servers whose values divide those of the others."""
 
     def measures(self, contender: Contender) -> bool:
-        """Return whether a server is measured, if it can be."""
+        """Return whether a server is measured, if that is possible."""
         if self.servers and contender.name not in self.servers:
             return False
         return contender.takes_part(self.key)
@@ -58,15 +58,15 @@ class Workload(ABC):
     @property
     @abstractmethod
     def how(self) -> str:
-        """How it is measured, in whole sentences, with the sizes of this run."""
+        """The method of measurement, in whole sentences, with the sizes of this run."""
 
     def missing(self) -> str:
-        """Return why it cannot be measured here at all, or an empty string."""
+        """Return why the workload cannot be measured on this machine, or an empty string."""
         return ""
 
     @abstractmethod
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
-        """Start a server, measure it once, end it; return a figure for each metric.
+        """Start a server, measure it once, end it; return a value for each metric.
 
-        :raises BenchError: it did not work
+        :raises BenchError: the measurement failed
         """

@@ -1,4 +1,4 @@
-"""A next hop that is down, and comes back."""
+"""A next hop that is down, and returns."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ RATE = 1000
 CONNECTIONS = 200
 
 LEAST_OFFERED = 0.98
-"""Of the messages that were to be offered; with fewer, the client was the limit."""
+"""Fraction of the messages that has to be offered; with fewer, the client was the limit."""
 
 DOWN_STILL = 0.75
-"""Seconds that messages have been offered when the hop returns."""
+"""Seconds from the first message to the return of the next hop."""
 
 AFTERWARDS = 2.0
-"""Seconds that messages are offered after that."""
+"""Seconds of messages after the return."""
 
 MODES = (("dot", ",verify=no"), ("rcpt", ""))
 
@@ -36,7 +36,7 @@ MODES = (("dot", ",verify=no"), ("rcpt", ""))
 class HopDown(Workload):
     """Small messages at a steady pace while the next hop is down.
 
-    :param seconds: how long
+    :param seconds: duration
     """
 
     key = "W16"
@@ -57,7 +57,7 @@ class HopDown(Workload):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             f"A client of this project offers {RATE:,} messages of {SMALL:,} bytes per second for "
             f"{self._seconds:g} s over {CONNECTIONS} connections, each when it is due. Nothing "
@@ -69,11 +69,11 @@ class HopDown(Workload):
         )
 
     def missing(self) -> str:
-        """Look for the next hop."""
+        """Check for the next hop."""
         return SmtpSink().missing()
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
-        """Measure with and without a question about each recipient."""
+        """Measure with and without a query for each recipient."""
         figures = {"back": 0.0, "up": 0.0, "late": 0.0}
         for mode, option in MODES:
             hop = free_port()
@@ -104,7 +104,7 @@ class HopDown(Workload):
     def _return(
         self, client: Client, hop: int, certificates: Certificates
     ) -> tuple[float, dict[str, float]]:
-        """Start the hop; return the milliseconds to the first 250, and figures with it up."""
+        """Start the next hop; return the milliseconds to the first 250, and the values with it up."""
         client.tell(f"{DOWN_STILL + AFTERWARDS}")
         time.sleep(DOWN_STILL)
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Durable delivery: messages that are on the disk when they are answered 250."""
+"""Durable delivery: messages are on the disk before the reply 250."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["Durable", "file_system_fault"]
 CONNECTIONS = (1, 20, 100)
 
 TIMES = {1: 1, 20: 6, 100: 6}
-"""How many times the messages of one connection are sent by so many."""
+"""By number of connections: the factor of the number of messages."""
 
 
 class Durable(Workload):
-    """Small messages that are kept.
+    """Small messages that are stored.
 
     :param count: messages over one connection
     """
@@ -34,7 +34,7 @@ class Durable(Workload):
     title = "Messages per second that are stored on disk"
     metrics: ClassVar[Sequence[Metric]] = tuple(
         Metric(f"rate{n}", f"messages per second, {n} at once", "", compared=True, more=True)
-        for n in (20, 1, 100)  # the first is what the plot shows
+        for n in (20, 1, 100)  # The plot shows the first metric.
     )
 
     def __init__(self, count: int) -> None:
@@ -42,7 +42,7 @@ class Durable(Workload):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             f"`smtp-source -d -l {SMALL}` with 1, 20 and 100 connections, each kept for many "
             f"messages; {self._count:,} messages with one, {self._count * TIMES[20]:,} with many. "
@@ -54,7 +54,7 @@ class Durable(Workload):
         )
 
     def missing(self) -> str:
-        """Look for the client, and a real disk."""
+        """Check for the client, and for a file system on a disk."""
         return file_system_fault()
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
@@ -63,7 +63,7 @@ class Durable(Workload):
         with serving(contender, Needs(keep=True), certificates) as served:
             for at_once in CONNECTIONS:
                 count = self._count * TIMES[at_once]
-                # As many as there will be: some servers start a process for each.
+                # Warm up with as many connections: some servers start a process for each.
                 send(served, 2 * at_once, size=SMALL, at_once=at_once, keep=True)
                 began = time.monotonic()
                 send(served, count, size=SMALL, at_once=at_once, keep=True)

@@ -1,4 +1,4 @@
-"""A node of a fleet: what it costs to ask Redis about each client, and how long a client waits."""
+"""A node of a fleet: the cost of a Redis request per client, and the delay of the greeting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOURCE = "127.0.0.2"
 
 
 class Fleet(Workload):
-    """Messages with a connection each, for a node alone and for a node of a fleet.
+    """Messages with one connection each, on a single node and on a node of a fleet.
 
     :param count: messages
     :param probes: connections whose greetings are timed
@@ -46,7 +46,7 @@ class Fleet(Workload):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             "The server has all rules on, and one limit per client, two per network and a rate of "
             "each hold over the fleet: redis-server on a unix socket answers about each client. "
@@ -56,11 +56,11 @@ class Fleet(Workload):
         )
 
     def missing(self) -> str:
-        """Look for Redis."""
+        """Check for Redis."""
         return RedisServer.missing()
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
-        """Measure processor time, and the time to the greeting."""
+        """Measure CPU time, and the time to the greeting."""
         with (
             RedisServer() as redis,
             serving(

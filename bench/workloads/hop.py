@@ -1,4 +1,4 @@
-"""Messages that are passed on to another server: by SMTP, and by LMTP."""
+"""Messages that are relayed to another server, by SMTP and by LMTP."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["Lmtp", "Relay"]
 
 DOVECOT_SHARE = 0.5
-"""Of a processor, for all processes of Dovecot: it is to be the limit, on two cores as well."""
+"""CPU share of all processes of Dovecot, so that Dovecot is the limit also on two cores."""
 
 
 class Relay(ManyAConnection):
-    """Many small messages a connection, each relayed to smtp-sink before it is answered."""
+    """Many small messages per connection, each relayed to smtp-sink before the reply."""
 
     key = "W10"
     title = "Many 5 KiB messages per connection, relayed"
@@ -33,7 +33,7 @@ class Relay(ManyAConnection):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             "As W2, but each message is passed on to smtp-sink by SMTP, and answered 250 when that "
             f"has answered 250. {self.count:,} messages per round; some servers get more or fewer, "
@@ -42,11 +42,11 @@ class Relay(ManyAConnection):
         )
 
     def missing(self) -> str:
-        """Look for the client and the next hop."""
+        """Check for the client and the next hop."""
         return super().missing() or SmtpSink().missing()
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
-        """Measure processor time and wall time."""
+        """Measure CPU time and wall time."""
         count = contender.share(self.count)
         with (
             serving(SmtpSink(), Needs(), certificates) as hop,
@@ -56,7 +56,7 @@ class Relay(ManyAConnection):
 
 
 class Lmtp(ManyAConnection):
-    """Many small messages a connection, passed on to Dovecot, which stores them."""
+    """Many small messages per connection, relayed to Dovecot, which stores them."""
 
     key = "W11"
     title = "Messages per second into Dovecot, by LMTP"
@@ -66,7 +66,7 @@ class Lmtp(ManyAConnection):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             f"`smtp-source -d -s {self.at_once} -l {self.size}`: {self.count:,} messages by SMTP "
             "to smtpd-fork, which passes each to Dovecot by LMTP over a unix socket before it "
@@ -77,14 +77,14 @@ class Lmtp(ManyAConnection):
         )
 
     def missing(self) -> str:
-        """Look for the client and the next hop."""
+        """Check for the client and the next hop."""
         return super().missing() or Dovecot().missing() or cpu_share_fault()
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
         """Measure wall time."""
         with (
             serving(Dovecot(), Needs(), certificates) as hop,
-            cpu_share([hop.pid], DOVECOT_SHARE),  # its other processes are made later
+            cpu_share([hop.pid], DOVECOT_SHARE),  # Dovecot starts its other processes later.
         ):
             path = lmtp_socket(hop.folder)
             if contender.name == Dovecot.name:

@@ -1,4 +1,4 @@
-"""Idle sessions: the memory that each takes, and what they cost others."""
+"""Idle sessions: the memory of each, and their effect on other sessions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _too_few_files() -> str:
 
 
 class IdleMemory(Workload):
-    """The memory of a session that does nothing."""
+    """The memory of an idle session."""
 
     key = "W4"
     title = "Memory of an idle session"
@@ -45,7 +45,7 @@ class IdleMemory(Workload):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             "The server's own memory (PSS, the sum over its processes) before and after a client "
             f"opens {FEW:,} and then {MANY:,} sessions that have read the greeting and sent EHLO, "
@@ -55,11 +55,11 @@ class IdleMemory(Workload):
         )
 
     def missing(self) -> str:
-        """See whether there may be that many."""
+        """Check that the limits permit so many sessions."""
         return _too_few_files()
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
-        """Measure the memory at three numbers of sessions."""
+        """Measure the memory with three numbers of sessions."""
         with (
             serving(contender, Needs(capacity=CAPACITY), certificates) as served,
             Client("hold", served.folder, port=served.port) as holder,
@@ -76,7 +76,7 @@ class IdleMemory(Workload):
 
 
 class InACrowd(Workload):
-    """What a message costs while others are connected."""
+    """The cost of a message while other clients are connected."""
 
     key = "W9"
     title = "The cost of a message with many others connected"
@@ -90,7 +90,7 @@ class InACrowd(Workload):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             f"The messages of W2, {self._mail.count:,} at a time, on one server: with {WARM_UP} "
             f"idle sessions of other clients, with {MANY:,}, and with {WARM_UP} again. The ratio "
@@ -98,7 +98,7 @@ class InACrowd(Workload):
         )
 
     def missing(self) -> str:
-        """See whether there may be that many, and a client."""
+        """Check that the limits permit so many sessions, and check for the client."""
         return _too_few_files() or self._mail.missing()
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:

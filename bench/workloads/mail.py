@@ -1,4 +1,4 @@
-"""Messages by Postfix's smtp-source: one a connection, many a connection, large ones."""
+"""Messages from Postfix's smtp-source: one per connection, many per connection, large ones."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["CPU", "RATE", "SMALL", "LargeMail", "Mail", "ManyAConnection", "OneAConnection", "send"]
 
 SMALL = 5120
-"""A small message: 5 KiB."""
+"""Size of a small message, 5 KiB."""
 
 LARGE = 10 * MIB
 
 WARM_UP = 50
-"""Messages sent before anything is counted."""
+"""Messages sent before the measurement."""
 
 PATIENCE = 300.0
-"""Seconds for one run of smtp-source."""
+"""Timeout of one run of smtp-source, seconds."""
 
 CPU = Metric("cpu", "CPU per message", "us", compared=True)
 RATE = Metric("rate", "messages per second", "")
@@ -36,10 +36,10 @@ def send(
 ) -> None:
     """Send *count* messages of *size* bytes.
 
-    :param at_once: connections at once
-    :param keep: whether a connection is kept for the next message
-    :param lmtp: path of the unix socket where the server speaks LMTP; empty: SMTP, at its port
-    :raises BenchError: the server did not take one of them
+    :param at_once: number of connections
+    :param keep: whether several messages use the same connection
+    :param lmtp: path of the unix socket of an LMTP server; empty: SMTP, at the server's port
+    :raises BenchError: the server did not accept one of them
     """
     program = find_program("smtp-source") or "smtp-source"
     command = [program, "-M", "client.example", "-f", "a@example.com", "-t", "b@example.com"]
@@ -61,14 +61,14 @@ class Mail(Workload):
     at_once: ClassVar[int]
     keep: ClassVar[bool]
     connections: ClassVar[bool] = False
-    """Whether greeting and parting are most of it."""
+    """Whether most of the work is to open and close connections."""
 
     def __init__(self, count: int) -> None:
         self.count = count
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         connection = (
             "each connection is kept for many messages (`-d`)"
             if self.keep
@@ -81,11 +81,11 @@ class Mail(Workload):
         )
 
     def missing(self) -> str:
-        """Look for the client."""
+        """Check for the client."""
         return "" if find_program("smtp-source") else "smtp-source is not installed"
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
-        """Measure processor time and wall time."""
+        """Measure CPU time and wall time."""
         count = contender.share(self.count, connections=self.connections)
         with serving(contender, Needs(), certificates) as served:
             self.send(served, min(WARM_UP, max(2, count // 10)))
@@ -96,12 +96,12 @@ class Mail(Workload):
         send(served, count, size=self.size, at_once=self.at_once, keep=self.keep)
 
     def warm_cost(self, served: Served, count: int) -> dict[str, float]:
-        """Return what *count* messages cost a server that has had some before."""
+        """Warm the server up, and return the cost of *count* messages."""
         self.send(served, WARM_UP)
         return self.cost(served, count)
 
     def cost(self, served: Served, count: int) -> dict[str, float]:
-        """Return what *count* messages cost."""
+        """Return the cost of *count* messages."""
         before = served.cpu_seconds()
         began = time.monotonic()
         self.send(served, count)
@@ -111,7 +111,7 @@ class Mail(Workload):
 
 
 class OneAConnection(Mail):
-    """One small message a connection."""
+    """One small message per connection."""
 
     key = "W1"
     title = "One 5 KiB message per connection"
@@ -122,7 +122,7 @@ class OneAConnection(Mail):
 
 
 class ManyAConnection(Mail):
-    """Many small messages a connection."""
+    """Many small messages per connection."""
 
     key = "W2"
     title = "Many 5 KiB messages per connection"
@@ -142,6 +142,6 @@ class LargeMail(Mail):
     keep = False
 
     def cost(self, served: Served, count: int) -> dict[str, float]:
-        """Return what *count* messages cost, in milliseconds."""
+        """Return the cost of *count* messages, in milliseconds."""
         figures = super().cost(served, count)
         return {**figures, "cpu": figures["cpu"] / 1000}

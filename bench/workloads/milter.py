@@ -1,4 +1,4 @@
-"""Messages that a milter judges: what that costs beyond the same messages without one."""
+"""Messages that a milter checks: the additional cost of the milter."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ START_SECONDS = 20.0
 MILLI = 1e3
 
 OF_QUEUES = 4
-"""A server with a queue on the disk gets that much fewer messages."""
+"""Divisor of the number of messages for a server with a queue on the disk."""
 
 
 class _Kind(NamedTuple):
     """A milter.
 
-    :ivar silent: it answers nothing before the end of a message, as rspamd does
-    :ivar edits: it changes the header
+    :ivar silent: the milter answers nothing before the end of a message, as rspamd does
+    :ivar edits: the milter changes the header
     """
 
     key: str
@@ -71,7 +71,7 @@ class Milter(ManyAConnection):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             "As W2, without a milter and with each of several; the values are the additional CPU "
             "time of the server per message. The milter is a small program on uvloop that reads "
@@ -83,7 +83,7 @@ class Milter(ManyAConnection):
         )
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
-        """Measure processor time and wall time."""
+        """Measure CPU time and wall time."""
         count = contender.share(self.count) // (OF_QUEUES if contender.name == "postfix" else 1)
         figures: dict[str, float] = {}
         keys = {each.key for each in self.metrics}
@@ -104,7 +104,7 @@ class Milter(ManyAConnection):
         return figures
 
     def _cpu(self, served: Served, count: int, *, keep: bool = True) -> float:
-        """Return the processor time of a message, in microseconds."""
+        """Return the CPU time of a message, in microseconds."""
         send(served, WARM_UP, size=self.size, at_once=self.at_once, keep=keep)
         before = served.cpu_seconds()
         send(served, count, size=self.size, at_once=self.at_once, keep=keep)
@@ -120,10 +120,10 @@ class Milter(ManyAConnection):
 
 @contextmanager
 def _milter(kind: _Kind) -> Iterator[str]:
-    """Run a milter; give its address: ``unix:PATH`` or ``HOST:PORT``."""
+    """Run a milter; yield its address, ``unix:PATH`` or ``HOST:PORT``."""
     with tempfile.TemporaryDirectory(prefix="milter-") as name:
         folder = Path(name)
-        folder.chmod(0o755)  # for Postfix's user
+        folder.chmod(0o755)  # Postfix's user has to open the socket.
         port, path = free_port(), folder / "m"
         command = [sys.executable, "-m", "bench.peers.milter"]
         command += ["--port", str(port)] if kind.tcp else ["--path", str(path)]
@@ -137,9 +137,9 @@ def _milter(kind: _Kind) -> Iterator[str]:
 
 
 def _wait_for(process: Process, address: tuple[str, int] | str) -> None:
-    """Wait until a milter listens.
+    """Wait until the milter listens.
 
-    :raises BenchError: it does not
+    :raises BenchError: it does not listen in time
     """
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     end = time.monotonic() + START_SECONDS

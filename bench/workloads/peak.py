@@ -1,4 +1,4 @@
-"""The memory that one large message takes while it comes in."""
+"""The memory that one large message needs while it is received."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WARM_UP = 20
 
 
 class PeakMemory(Workload):
-    """The memory that one large message takes while it comes in."""
+    """The memory that one large message needs while it is received."""
 
     key = "W8"
     title = "Peak memory of one 50 MiB message"
@@ -32,7 +32,7 @@ class PeakMemory(Workload):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             f"One message of {SIZE:,} bytes after {WARM_UP} small ones; the high-water mark of "
             "the server's resident memory (VmHWM, reset before), minus the resident memory before, "
@@ -41,7 +41,7 @@ class PeakMemory(Workload):
         )
 
     def missing(self) -> str:
-        """Look for the client."""
+        """Check for the client."""
         return "" if find_program("smtp-source") else "smtp-source is not installed"
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Processes: what two processes on the same sockets take, beside one."""
+"""Processes: the throughput of two processes on the same sockets, compared with one."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = ["TwoProcesses"]
 CONNECTIONS = 20
 
 SOURCES = 3
-"""How many smtp-source there are at once: one alone cannot keep two processes busy."""
+"""Number of smtp-source processes: a single one cannot keep two server processes busy."""
 
 SHARE = 0.2
-"""Of a processor, for each process of the daemon."""
+"""CPU share of each process of the daemon."""
 
 
 class TwoProcesses(Workload):
     """Small messages for one process, and for two.
 
-    :param count: messages with a connection each; of those that are stored, there are half as many
+    :param count: messages with a connection each; half as many are sent to be stored
     """
 
     key = "W17"
@@ -52,7 +52,7 @@ class TwoProcesses(Workload):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             f"As W1 and W12, by {SOURCES} smtp-source at once with {CONNECTIONS} connections each, "
             f"for the daemon as it is and with `--processes 2`: {self._count:,} messages with a "
@@ -63,11 +63,11 @@ class TwoProcesses(Workload):
         )
 
     def missing(self) -> str:
-        """Look for the client, a real disk, and the right to make control groups."""
+        """Check for the client, a file system on a disk, and support of control groups."""
         return file_system_fault() or cpu_share_fault()
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
-        """Measure wall time and processor time."""
+        """Measure wall time and CPU time."""
         with serving(contender, Needs(), certificates) as served, _shared(served):
             self._send(served, CONNECTIONS, keep=False)
             before = served.cpu_seconds()
@@ -85,7 +85,7 @@ class TwoProcesses(Workload):
 
     @staticmethod
     def _send(served: Served, count: int, *, keep: bool) -> float:
-        """Send messages; return the seconds that it took."""
+        """Send messages; return the duration in seconds."""
         began = time.monotonic()
         with ThreadPoolExecutor(SOURCES) as sources:
             each = partial(send, size=SMALL, at_once=CONNECTIONS, keep=keep)
@@ -95,5 +95,5 @@ class TwoProcesses(Workload):
 
 
 def _shared(served: Served) -> AbstractContextManager[None]:
-    """Give each process that serves its share: the one of the daemon, or those of a supervisor."""
+    """Limit the CPU share of the daemon, or of each child process of its supervisor."""
     return cpu_share(family(served.pid)[1:] or [served.pid], SHARE)

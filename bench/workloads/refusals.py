@@ -1,4 +1,4 @@
-"""Refused connections: what each costs, and whether others notice a flood of them."""
+"""Refused connections: the cost of each, and the effect of a flood of them on other clients."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ WARM_UP = 200
 FLOODER = "127.0.0.3"
 INNOCENT = "127.0.0.2"
 LIMIT_IN_FLOOD = 5
-"""More than one, so that the innocent client's last session may still be closing."""
+"""More than one, because the innocent client's previous session may still be closing."""
 
 PAUSE = 0.001
 """Seconds between two probes."""
 
 TOLERATED = 0.01
-"""Of the refusals, how many may have come to the client as a reset or an early end."""
+"""Fraction of the refusals that the client may see as a reset or an early end of the connection."""
 
 
 def _check(heard: dict[str, float]) -> None:
-    """See that clients were refused, and knew it.
+    """Check that clients were refused, and received the reply.
 
-    :raises BenchError: many were not answered 421
+    :raises BenchError: many did not receive 421
     """
     if heard["other"] > TOLERATED * (heard["refused"] + heard["other"]):
         raise BenchError(
@@ -42,7 +42,7 @@ def _check(heard: dict[str, float]) -> None:
 
 
 class Refusal(Workload):
-    """What a refused connection costs."""
+    """The cost of a refused connection."""
 
     key = "W5"
     title = "A refused connection"
@@ -56,7 +56,7 @@ class Refusal(Workload):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             "The server allows one session per address, and one is open. From the same address "
             f"{AT_ONCE} clients at once connect, read the reply and close, {self._count:,} times "
@@ -64,10 +64,10 @@ class Refusal(Workload):
         )
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
-        """Measure the processor time of the refusals."""
+        """Measure the CPU time of the refusals."""
         count = contender.share(self._count)
         with serving(contender, Needs(limit=1), certificates) as served:
-            # The address of the probe at the start differs from that of the clients.
+            # The probe at the start has another address, so it does not count for the clients.
             where = {"port": served.port, "source": INNOCENT, "at_once": AT_ONCE}
             with Client("knock", served.folder, hold=1, **where) as warm_up:
                 warm_up.hear(60)
@@ -84,7 +84,7 @@ class Refusal(Workload):
 
 
 class Flood(Workload):
-    """What others notice of a flood."""
+    """The effect of a flood on other clients."""
 
     key = "W6"
     title = "Time to the greeting of other clients during a flood of refusals"
@@ -100,7 +100,7 @@ class Flood(Workload):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             f"The server allows {LIMIT_IN_FLOOD} sessions per address. {FLOODER} holds as many, "
             f"and {AT_ONCE} more clients of that address connect, are refused, and connect again "
@@ -111,7 +111,7 @@ class Flood(Workload):
         )
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
-        """Time the greetings without a flood and during one."""
+        """Measure the time to the greeting without a flood and during one."""
         with (
             serving(contender, Needs(limit=LIMIT_IN_FLOOD), certificates) as served,
             Client(

@@ -1,4 +1,4 @@
-"""Messages that rspamd judges: what that costs beyond the same messages without it."""
+"""Messages that rspamd checks: the additional cost of the filter."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Rspamd(ManyAConnection):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             "As W2, without a filter and with the filter `rspamd`; the values are the additional "
             "CPU time of the server per message. A small program on uvloop sends at once the "
@@ -47,7 +47,7 @@ class Rspamd(ManyAConnection):
         )
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
-        """Measure processor time."""
+        """Measure CPU time."""
         with serving(contender, Needs(), certificates) as served:
             figures = {"cpu": self.warm_cost(served, self.count)["cpu"]}
         for name, options in (("looks", []), ("edits", ["--edits"]), ("closes", ["--closes"])):
@@ -61,7 +61,7 @@ class Rspamd(ManyAConnection):
 
 @contextmanager
 def _rspamd(options: Sequence[str]) -> Iterator[str]:
-    """Run a server that answers; give its URL."""
+    """Run a server that answers as rspamd; yield its URL."""
     port = free_port()
     command = [sys.executable, "-m", "bench.peers.rspamd", "--port", str(port), *options]
     with (

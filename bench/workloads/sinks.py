@@ -43,7 +43,7 @@ class EverySink(Workload):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             f"A message of {SIZE:,} bytes, after {WARM_UP} small ones, to smtpd-fork with each of "
             "its sinks, and with a server of the test behind it: lmtp and relay deliver to "
@@ -56,11 +56,11 @@ class EverySink(Workload):
         )
 
     def missing(self) -> str:
-        """Look for the client."""
+        """Check for the client."""
         return "" if find_program("smtp-source") else "smtp-source is not installed"
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
-        """Measure the holds and the high-water mark of one sink."""
+        """Measure the longest delays of the loop and the high-water mark of one sink."""
         assert isinstance(contender, SmtpdForkSink)  # noqa: S101 - for the type checker
         with (
             tempfile.TemporaryDirectory(prefix="smtpd-fork-bench-") as folder,

@@ -21,7 +21,7 @@ AT_ONCE = 10
 
 
 class StartTls(Workload):
-    """One small message a connection, over STARTTLS."""
+    """One small message per connection, over STARTTLS."""
 
     key = "W7"
     title = "One 5 KiB message per connection, over STARTTLS"
@@ -37,7 +37,7 @@ class StartTls(Workload):
 
     @property
     def how(self) -> str:
-        """How it is measured."""
+        """The method of measurement."""
         return (
             f"As W1, by a client of this project (smtp-source has no TLS) with {AT_ONCE} threads: "
             "each connection begins with STARTTLS and a handshake of TLS 1.3, with a key for ECDSA "
@@ -47,7 +47,7 @@ class StartTls(Workload):
         )
 
     def measure(self, contender: Contender, certificates: Certificates) -> dict[str, float]:
-        """Measure processor time and wall time, with full handshakes and with resumed sessions."""
+        """Measure CPU time and wall time, with full handshakes and with resumed sessions."""
         count = contender.share(self._count, connections=True)
         with (
             serving(contender, Needs(tls=True), certificates) as served,
@@ -64,14 +64,14 @@ class StartTls(Workload):
             client.ask(f"{2 * AT_ONCE} resumed")
             cpu, rate, _ = self._cost(served, client, count, "full")
             cpu_resumed, rate_resumed, resumed = self._cost(served, client, count, "resumed")
-        if resumed < count - AT_ONCE:  # each thread's first is a full handshake
+        if resumed < count - AT_ONCE:  # The first handshake of each thread is a full one.
             raise BenchError(f"only {resumed:.0f} of {count} sessions were resumed")
         return {"cpu": cpu, "rate": rate, "resumed": cpu_resumed, "resumed rate": rate_resumed}
 
     def _cost(
         self, served: Served, client: Client, count: int, handshake: str
     ) -> tuple[float, float, float]:
-        """Return microseconds a message, messages a second, and how many sessions were resumed."""
+        """Return microseconds a message, messages per second, and the number of resumed sessions."""
         before = served.cpu_seconds()
         heard = client.ask(f"{count} {handshake}")
         used = served.cpu_seconds() - before
