@@ -29,7 +29,7 @@ def cpu_share_fault() -> str:
 
 @contextmanager
 def cpu_share(pids: Iterable[int], share: float) -> Iterator[None]:
-    """Limit each process to a share of one processor for the block; each gets its own control group.
+    """Limit each process, by a control group, to a share of one processor for the block.
 
     :param pids: the processes
     :param share: of one processor: 0.1 is a tenth

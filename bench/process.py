@@ -32,7 +32,7 @@ class BenchError(Exception):
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment without the daemon's options, and with this tree on the import path."""
+    """Return the environment without the daemon's options, and with this tree in PYTHONPATH."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SMTPD_FORK_")}
     path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
     return {**kept, "PYTHONPATH": path}

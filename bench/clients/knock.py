@@ -81,7 +81,7 @@ class Knocker:
 
 
 def main() -> None:
-    """Hold sessions, then execute each line: a number of connects, or ``flood`` (to the next line)."""
+    """Hold sessions, then execute each line: a number of refusals, or ``flood`` without an end."""
     told = options()
     port, source = told["port"], told["source"]
     held = [connect(port, source) for _ in range(told["hold"])]

@@ -104,7 +104,7 @@ class HopDown(Workload):
     def _return(
         self, client: Client, hop: int, certificates: Certificates
     ) -> tuple[float, dict[str, float]]:
-        """Start the next hop; return the milliseconds to the first 250, and the values with it up."""
+        """Start the next hop; return the milliseconds to the first 250, and the later values."""
         client.tell(f"{DOWN_STILL + AFTERWARDS}")
         time.sleep(DOWN_STILL)
         began = time.monotonic()

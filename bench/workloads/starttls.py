@@ -71,7 +71,7 @@ class StartTls(Workload):
     def _cost(
         self, served: Served, client: Client, count: int, handshake: str
     ) -> tuple[float, float, float]:
-        """Return microseconds a message, messages per second, and the number of resumed sessions."""
+        """Return microseconds per message, messages per second, and resumed sessions."""
         before = served.cpu_seconds()
         heard = client.ask(f"{count} {handshake}")
         used = served.cpu_seconds() - before
