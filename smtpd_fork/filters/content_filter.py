@@ -40,6 +40,9 @@ _WHEN_DOWN = {
     "refuse": "554 5.3.0 The message cannot be checked",
 }
 
+EDIT_BYTES = 100
+"""Bytes by which an edit without a value counts: 2,500 of them are made in a thread."""
+
 CHANGES_BESIDES = 1 << 20
 """Bytes by which a changed message may exceed the maximum size of a message."""
 
@@ -113,7 +116,7 @@ class ContentFilter(Filter):
                 edits, leading_space=leading_space, binary=mail.binary, removed=removed
             )
 
-        size = len(mail.content) + sum([len(edit.value) for edit in edits])
+        size = len(mail.content) + sum([len(edit.value) + EDIT_BYTES for edit in edits])
         content = await in_thread_if_large(size, edited)
         limit = getattr(server, "data_size_limit", None)
         if limit and len(content) > max(limit, len(mail.content)) + CHANGES_BESIDES:

@@ -231,6 +231,16 @@ async def test_in_lmtp_all_recipients_get_the_worst_reply_after_changes(
     assert sink.taken == ["c@example.com", "n@example.net", "o@example.net"]
 
 
+async def test_all_fields_of_a_client_can_be_deleted_and_the_body_be_replaced_in_pieces() -> None:
+    deletions = [frame(b"m", changed(each, b"X-Spam", b"")) for each in range(5000, 0, -1)]
+    pieces = [frame(b"b", b"%d\r\n" % number) for number in range(2000)]
+    milter = TestMilter(edits=[*deletions, *pieces, frame(b"h", b"X-A\0 b\0")], protocol=0x100000)
+    async with door(milter) as (client, kept):
+        assert await send(client, text="X-Spam: no\r\n" * 5000 + "\r\nx\r\n") == (250, "2.0.0")
+    body = b"".join(b"%d\r\n" % number for number in range(2000))
+    assert kept.messages == [b"X-A: b\r\n\r\n" + body]
+
+
 def test_as_many_changes_as_fields_and_recipients_take_linear_time() -> None:
     number = 30_000
     envelope = Envelope()

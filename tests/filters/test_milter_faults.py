@@ -48,6 +48,7 @@ BROKEN: dict[str, TestMilter] = {
     "a sender with a space": TestMilter(edits=[frame(b"e", b"<a b@x>\0")]),
     "parameters with a control character": TestMilter(edits=[frame(b"2", b"<b@x>\0A=\x01\0")]),
     "too many changes": TestMilter(edits=[frame(b"h", b"X\0y\0")] * 1001),
+    "too many deletions": TestMilter(edits=[frame(b"m", b"\0\0\0\1X\0\0")] * 10_001),
     "a body without end": TestMilter(edits=[frame(b"b", b"x" * 65_000)] * 60),
     "the end in the middle": TestMilter(stops_at=b"R"),
     "the end after the message": TestMilter(stops_at=b"E"),

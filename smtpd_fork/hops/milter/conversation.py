@@ -14,6 +14,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from smtpd_fork.hops.milter.codec import LENGTH, FrameReader, MilterGarbageError, frame
+from smtpd_fork.hops.milter.edited import MOST_FIELDS
 from smtpd_fork.hops.milter.events import BODY, CONNECT, END, HELO, PAUSE, RCPT, Event, Step
 from smtpd_fork.hops.milter.macros import Macros
 from smtpd_fork.hops.milter.options import Options, offer, parse_options, parse_symbols
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["MOST_EDITS", "Conversation", "State"]
 
 MOST_EDITS = 1000
-"""Maximum changes of one message, without chunks of the body; real milters make some tens."""
+"""Maximum changes of one message; real milters make some tens. Chunks of the body do not count, nor
+do deleted fields: a client that sends thousands of fields X-Spam, which milters delete, would have
+its message unchecked with ``when-down = "accept"``."""
 
 EDIT_BYTES = 200
 """Bytes of memory that a change takes in addition to its text."""
@@ -99,6 +102,7 @@ class Conversation:
         self._skipped: set[bytes] = set()  # commands that the milter skips in this transaction
         self._macros = Macros()
         self._edits: list[Edit] = []
+        self._changes = self._deletions = 0  # numbers of edits
         self._quarantine: str | None = None
 
     @property
@@ -134,6 +138,7 @@ class Conversation:
         self._pausing = False
         self._room = self._most
         self._edits = []
+        self._changes = self._deletions = 0
         self._skipped.clear()
         self._macros.begin()
         self._begun = True
@@ -303,10 +308,14 @@ class Conversation:
 
     def _edit(self, _: Event, command: bytes, data: bytes) -> None:
         self._room -= len(data) + EDIT_BYTES
-        body = command == b"b"
-        if self._room < 0 or (not body and len(self._edits) >= MOST_EDITS):
+        edit = parse_edit(command, data)
+        if command == b"m" and not edit.value:
+            self._deletions += 1
+        elif command != b"b":
+            self._changes += 1
+        if self._room < 0 or self._changes > MOST_EDITS or self._deletions > MOST_FIELDS:
             raise MilterGarbageError("its changes are too large or too many")
-        self._edits.append(parse_edit(command, data))
+        self._edits.append(edit)
 
     def _set_quarantine(self, _: Event, __: bytes, data: bytes) -> None:
         self._quarantine = data.partition(b"\0")[0].decode("utf-8", "replace")
