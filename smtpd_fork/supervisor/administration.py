@@ -7,6 +7,7 @@ that reads something is sent to all processes, and their answers are merged.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ class AllProcesses(Administration):
 
         :raises RequestError: no process has answered
         """
-        own, others = await self._ask(request, who), await self._ask_others(request, who)
+        own, others = await asyncio.gather(self._ask(request, who), self._ask_others(request, who))
         if not own:  # at the end of an upgrade, the old processes may have ended
             own, others = others, []
         if not own:
@@ -148,7 +149,10 @@ class AllProcesses(Administration):
         """
         text, unknown = msgspec.json.encode(request).decode(), None
         answers = []
-        found = await answers_of(self._processes.current, "control", (who, text))
+        found, others = await asyncio.gather(
+            answers_of(self._processes.current, "control", (who, text)),
+            self._ask_others(request, who),
+        )
         for answer in found.values():
             if not isinstance(answer, RequestError):
                 answers.append(answer)
@@ -156,7 +160,7 @@ class AllProcesses(Administration):
                 unknown = answer
             else:
                 raise answer
-        answers += await self._ask_others(request, who)
+        answers += others
         if not answers:
             raise unknown or RequestError(Fault.BUSY, NO_PROCESS)
         return answers
