@@ -57,6 +57,10 @@ EDITS: dict[str, tuple[list[bytes], bytes]] = {
         [frame(b"m", changed(9, b"Subject", b" new")), frame(b"m", changed(1, b"X", b" y"))],
         HEADER + b"\r\nSubject: new\r\nX: y\r\n\r\n" + BODY,
     ),
+    "a field with a long name is deleted": (
+        [frame(b"h", b"X" * 998 + b"\0 v\0"), frame(b"m", changed(1, b"x" * 998, b""))],
+        STORED,
+    ),
     "a deletion past the end does nothing": (
         [frame(b"m", changed(9, b"Subject", b""))],
         STORED,

@@ -37,6 +37,7 @@ BROKEN: dict[str, TestMilter] = {
     "a change before the end": TestMilter(answers={b"L": frame(b"h", b"X\0y\0")}),
     "skip where nothing follows": TestMilter(answers={b"M": frame(b"s")}),
     "an answer to nothing": TestMilter(answers={b"M": frame(b"c") * 3}),
+    "a field with an endless name": TestMilter(edits=[frame(b"h", b"X" * 999 + b"\0v\0")]),
     "a field without a name": TestMilter(edits=[frame(b"h", b"\0v\0")]),
     "a field with a colon in its name": TestMilter(edits=[frame(b"h", b"X: y\r\nZ\0v\0")]),
     "a field with a NUL": TestMilter(edits=[frame(b"h", b"X\0v\0w\0")]),

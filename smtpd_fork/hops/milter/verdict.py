@@ -22,8 +22,8 @@ TRY_AGAIN = "451 4.7.1 Service unavailable, try again later"
 
 _LINE = re.compile(rb"([45][0-9][0-9])(?:[ -]([^\r\n]*))?(?:\r?\n|\r|\Z)")
 
-_NAME = re.compile(rb"[!-9;-~]{1,255}")
-"""The name of a field (RFC 5322 3.6.8), short enough to leave space for a value on the line."""
+_NAME = re.compile(rb"[!-9;-~]{1,998}")
+"""The name of a field (RFC 5322 3.6.8), as long as in messages: milters delete such fields."""
 
 _PARAMETER = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?:=[!-<>-~]+)?")
 """RFC 5321 4.1.2, esmtp-param."""
