@@ -38,7 +38,7 @@ def request_fields(mail: Mail, session: Any, hostname: str) -> Iterator[tuple[st
     room = MOST_RECIPIENT_BYTES
     for recipient in mail.recipients:
         address = _safe(recipient.address)
-        room -= len(address) + len("Rcpt: \r\n")
+        room -= len(address.encode()) + len("Rcpt: \r\n")
         if room < 0:
             break
         yield "Rcpt", address
