@@ -43,6 +43,9 @@ STEP_SECONDS = 75.0
 """Time for a new supervisor from one process to the next. Each process has START_SECONDS to start;
 the supervisor reports the error of a process that fails before this time is over."""
 
+UNREAD_SECONDS = 0.5
+"""Time to read what the new process has sent in time, if this process was stopped, or hung."""
+
 END_SECONDS = 5.0
 """Time for a failed new process to end; then it is killed."""
 
@@ -205,16 +208,19 @@ class Upgrade:
         def began(pid: int) -> None:
             self._pid = pid
 
-        try:
-            async with asyncio.timeout(START_SECONDS) as self._limit:
-                await wait_until_ready(line, lambda: asyncio.to_thread(self._wait, process), began)
-        except TimeoutError:
-            if self._new_processes_serve:  # its processes end with their last sessions
-                os.kill(self._pid or process.pid, signal.SIGKILL)
-            seconds = STEP_SECONDS if self._new_processes_serve else START_SECONDS
-            raise NotReadyError(f"it was not ready in {seconds:g} s") from None
-        finally:
-            self._limit = None
+        for limit in (START_SECONDS, UNREAD_SECONDS):
+            with suppress(TimeoutError):
+                try:
+                    async with asyncio.timeout(limit) as self._limit:
+                        return await wait_until_ready(
+                            line, lambda: asyncio.to_thread(self._wait, process), began
+                        )
+                finally:
+                    self._limit = None
+        if self._new_processes_serve:  # it hangs; its processes end with their last sessions
+            os.kill(self._pid or process.pid, signal.SIGKILL)
+        seconds = STEP_SECONDS if self._new_processes_serve else START_SECONDS
+        raise NotReadyError(f"it was not ready in {seconds:g} s")
 
     def _extend_limit(self) -> None:
         if self._limit is not None:

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -141,15 +142,29 @@ def test_a_new_supervisor_that_is_killed_changes_nothing(tmp_path: Path) -> None
         wait_until_gone(halfway.processes[2])
 
 
+IMPATIENT = (
+    "import sys\n"
+    "from smtpd_fork.cli import main, upgrade\n"
+    "upgrade.STEP_SECONDS = 3\n"
+    "sys.exit(main())\n"
+)
+
+
+@pytest.mark.peers
+def test_an_old_supervisor_that_was_stopped_itself_completes_the_upgrade(tmp_path: Path) -> None:
+    with upgrading(tmp_path, command=[sys.executable, "-c", IMPATIENT]) as halfway:
+        os.kill(halfway.old, signal.SIGSTOP)
+        halfway.go_on()
+        children(halfway.daemon, 4)
+        time.sleep(3)  # its timer ends, and the new supervisor has said that all processes serve
+        os.kill(halfway.old, signal.SIGCONT)
+        assert int(halfway.daemon.wait_for(TAKEN)[1]) == halfway.new
+        halfway.check_sessions()
+
+
 @pytest.mark.peers
 def test_a_new_supervisor_that_hangs_is_killed(tmp_path: Path) -> None:
-    script = (
-        "import sys\n"
-        "from smtpd_fork.cli import main, upgrade\n"
-        "upgrade.STEP_SECONDS = 3\n"
-        "sys.exit(main())\n"
-    )
-    with upgrading(tmp_path, command=[sys.executable, "-c", script]) as halfway:
+    with upgrading(tmp_path, command=[sys.executable, "-c", IMPATIENT]) as halfway:
         os.kill(halfway.new, signal.SIGSTOP)
         halfway.daemon.wait_for(f"{FAILED}it was not ready in 3 s")
         wait_until_gone(halfway.new)
