@@ -1,8 +1,8 @@
-"""What the tests share: clients, handlers, the daemon as a process, real peers, certificates."""
+"""Code that tests share: clients, handlers, the daemon as a process, real peers, certificates."""
 
 import pytest
 
-# Helpers that judge: where one fails, it is to show what it saw, as a test does.
+# Assertions in helpers show the compared values on failure, as those in tests do.
 pytest.register_assert_rewrite(
     "support.auth",
     "support.daemon",

@@ -1,4 +1,4 @@
-"""The filter accept in tests: a map of recipients, and clients that name some."""
+"""The filter accept in tests: a map of recipients, and clients that send mail to some of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""aiosmtpd's own server, in a thread: a sink has to run under it as well."""
+"""aiosmtpd's own server, in a thread: a sink also has to work in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def client_of_aiosmtpd(sink: Sink) -> Iterator[smtplib.SMTP]:
-    """Serve *sink* by aiosmtpd's Controller, and yield a client; at the end close both."""
+    """Serve *sink* with aiosmtpd's Controller, and yield a client; at the end close both."""
     sink.prepare()
     port = free_port("127.0.0.1")
     controller = Controller(sink, "127.0.0.1", port, server_hostname="mx.example.com")

@@ -1,4 +1,4 @@
-"""AUTH: credentials, who checks them, and a client under TLS that is about to send them."""
+"""AUTH: credentials, authenticators, and a client under TLS that is ready to authenticate."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ RIGHT = f"AUTH PLAIN {PLAIN}"
 WRONG = b64(b"\0" + LOGIN + b"\0wrong")
 
 HASH = "$2b$04$abcdefghijklmnopqrstuuFcV8WPKEefLKdOWfX8pW1yTVya21P7a"
-"""Of the password, by bcrypt."""
+"""The bcrypt hash of the password."""
 
 
 def plain(user: str, password: bytes | str, identity: str = "") -> str:
-    """Return an AUTH PLAIN."""
+    """Return an AUTH PLAIN command."""
     word = password if isinstance(password, str) else password.decode()
     return f"AUTH PLAIN {b64(chr(0).join([identity, user, word]))}"
 
@@ -61,7 +61,7 @@ async def check_slowly(
 
 
 class Look(Discard):
-    """Keeps what sessions say of themselves when they send."""
+    """Stores the attributes of sessions at each message."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
@@ -80,7 +80,7 @@ async def connected(
     authenticator: Any = check,
     **options: Any,
 ) -> AsyncIterator[Client]:
-    """Serve, and connect a client that has TLS."""
+    """Serve, and yield a client after STARTTLS."""
     implicit = transport == "smtps"
     listen = ["smtps:127.0.0.1:0" if implicit else "127.0.0.1:0"]
     more = options.pop("session_options", {})
@@ -107,13 +107,13 @@ async def connected(
 
 
 async def hello(client: Client) -> list[str]:
-    """Say EHLO; return the mechanisms on offer."""
+    """Send EHLO; return the offered mechanisms."""
     lines = (await client.say("EHLO x")).lines
     return [word for line in lines if line.startswith("AUTH ") for word in line.split()[1:]]
 
 
 async def dialogue(client: Client, *lines: str) -> Reply:
-    """Say one line after another, each but the last answered 334."""
+    """Send one line after another; the reply to each but the last must be 334."""
     for line in lines[:-1]:
         reply = await client.say(line)
         assert reply.code == 334, (line, reply)

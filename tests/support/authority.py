@@ -1,4 +1,4 @@
-"""An authority that issues certificates into files, as renewals need them."""
+"""A CA that issues certificates into files, as a certificate renewal does."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 RENEWED = "certificates reloaded: "
 KEPT = "certificates not reloaded, the previous ones stay in use: "
-"""What the log says of a renewal, and of one that cannot be used."""
+"""Patterns of the log lines about a renewal, and about a certificate that cannot be used."""
 
 
 class Authority:
-    """A certificate authority, and where its files go.
+    """A CA, and the directory of its certificates.
 
     :ivar ca: its own certificate, PEM
     """
@@ -46,7 +46,7 @@ class Authority:
         return Issued(self.folder, file).write(chain, leaf.private_key_pem.bytes())
 
     def client(self, issued: Issued | None = None) -> ssl.SSLContext:
-        """Return a client's context that trusts it, perhaps with a certificate of its own."""
+        """Return a client's context that trusts the CA, perhaps with a client certificate."""
         context = ssl.create_default_context(cafile=str(self.ca))
         if issued is not None:
             context.load_cert_chain(issued.cert, issued.key)
@@ -54,7 +54,7 @@ class Authority:
 
 
 class Issued:
-    """A certificate and its key, in files."""
+    """Files of a certificate and its key."""
 
     def __init__(self, folder: Path, file: str) -> None:
         self.cert = folder / f"{file}.pem"
@@ -67,7 +67,7 @@ class Issued:
 
     @property
     def serial(self) -> str:
-        """Its number, as OpenSSL prints it."""
+        """The serial number, as OpenSSL prints it."""
         return f"{x509.load_pem_x509_certificate(self.cert.read_bytes()).serial_number:X}"
 
     @property
@@ -76,9 +76,9 @@ class Issued:
 
 
 class Volume:
-    """A folder that is renewed as Kubernetes does it: by one symbolic link in the midst of a path.
+    """A directory that is renewed as Kubernetes does it: one symbolic link in the path is replaced.
 
-    :param first: what is in it at first
+    :param first: its initial content
     """
 
     def __init__(self, folder: Path, first: Issued) -> None:
@@ -91,7 +91,7 @@ class Volume:
         self.options = ("--tls-cert", str(folder / "tls.crt"), "--tls-key", str(folder / "tls.key"))
 
     def put(self, issued: Issued) -> None:
-        """Swap both files, at once."""
+        """Replace both files atomically."""
         self._count += 1
         new = self.folder / f"..{self._count}"
         new.mkdir()

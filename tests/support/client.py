@@ -1,4 +1,4 @@
-"""A raw SMTP client: says exactly what it is told, and nothing more."""
+"""A raw SMTP client: it sends exactly the bytes that a test gives it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ssl
 from typing import Any, NamedTuple, Self
 
 PATIENCE = 20.0
-"""Seconds for any one reply; a test that waits longer has found a hang."""
+"""Seconds to wait for a reply; a longer wait means that the server hangs."""
 
 MAIL, RCPT = "MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>"
 
@@ -64,7 +64,8 @@ class Client:
                 except (ConnectionError, ssl.SSLError):
                     line = ""
                 if not line:
-                    await asyncio.sleep(0)  # a test that asks in a loop must not hold the loop
+                    # A test that polls in a loop must not block the event loop.
+                    await asyncio.sleep(0)
                     return Reply(0, lines)
                 lines.append(line[4:].rstrip("\r\n"))
                 if line[3:4] != "-":
@@ -82,7 +83,7 @@ class Client:
         self.writer.write(text.encode() if isinstance(text, str) else text)
 
     async def greet(self, name: str = "client.example") -> Reply:
-        """Read the banner and say EHLO; return what EHLO was answered."""
+        """Read the banner and send EHLO; return the reply to EHLO."""
         banner = await self.reply()
         assert banner.code == 220, banner
         return await self.say(f"EHLO {name}")
@@ -90,7 +91,7 @@ class Client:
     async def deliver(
         self, body: str = "Subject: hello\r\n\r\nhello\r\n", *, to: str = "b@example.com"
     ) -> Reply:
-        """Send one message, after greet(); return what the final dot was answered."""
+        """Send one message, after greet(); return the reply to the final dot."""
         await self.say("MAIL FROM:<a@example.com>")
         await self.say(f"RCPT TO:<{to}>")
         reply = await self.say("DATA")
@@ -106,7 +107,7 @@ class Client:
             await self.writer.start_tls(context, server_hostname="localhost")
 
     async def ended(self) -> bool:
-        """Wait for the server to close; True if it did."""
+        """Wait for the server to close the connection; return whether it did."""
         try:
             async with asyncio.timeout(PATIENCE):
                 while await self.reader.read(4096):
@@ -116,7 +117,7 @@ class Client:
         return True
 
     def reset(self) -> None:
-        """Vanish with a RST; no error if the other end was faster."""
+        """Close with a RST; ignore that the server may have closed the connection first."""
         sock = self.writer.get_extra_info("socket")
         if sock is not None and not self.writer.is_closing():
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")

@@ -1,4 +1,4 @@
-"""A control client that says exactly what it is told, and the commands as processes."""
+"""A control client that sends exactly the given bytes, and the subcommands as processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def raw(folder: Path, request: bytes) -> dict[str, Any]:
 
 
 def line(sock: socket.socket) -> dict[str, Any]:
-    """Return the next reply; none is an empty one."""
+    """Return the next reply; an empty one at the end of the connection."""
     received = b""
     while not received.endswith(b"\n"):
         chunk = sock.recv(1)
@@ -52,7 +52,7 @@ def line(sock: socket.socket) -> dict[str, Any]:
 
 
 def says(folder: Path, *words: str) -> str:
-    """Return what a command prints; it has to succeed."""
+    """Return the output of a command, which has to succeed."""
     ended = command(folder, *words)
     assert (ended.returncode, ended.stderr) == (0, ""), ended
     return ended.stdout

@@ -1,4 +1,4 @@
-"""Streams cut into packets, for a session without a socket and for a server over the wire."""
+"""Streams cut into packets, for a session without a socket and for a server on a socket."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 
 def cut(stream: bytes, places: Iterable[int]) -> list[bytes]:
-    """Return *stream* in packets that end at *places*, modulo its length."""
+    """Return *stream* in packets that end at the offsets *places*, modulo its length."""
     edges = [0, *sorted({place % (len(stream) + 1) for place in places}), len(stream)]
     return [stream[start:end] for start, end in pairwise(edges) if start < end]
 
 
 def all_cuts(stream: bytes, *, near: int = 5, start: int = 0) -> Iterator[list[bytes]]:
-    """Return *stream* cut once at every byte, twice near to each other, and into single bytes."""
+    """Return *stream* cut once at each byte, cut at two near offsets, and cut into single bytes."""
     for first in range(start, len(stream)):
         for second in range(first, min(first + near, len(stream))):
             yield cut(stream, [first, second])
@@ -43,7 +43,7 @@ def all_cuts(stream: bytes, *, near: int = 5, start: int = 0) -> Iterator[list[b
 
 
 class Transport:
-    """What a session sends, and no socket."""
+    """Stores the bytes that a session sends, in place of a transport with a socket."""
 
     def __init__(self) -> None:
         self.sent = bytearray()
@@ -57,7 +57,7 @@ class Transport:
         self.closed = True
 
     abort = close
-    write_eof = close  # for writing, which is what counts here
+    write_eof = close  # The session ends its replies with either, which is what counts here.
 
     def is_closing(self) -> bool:
         return self.closed
@@ -72,7 +72,7 @@ class Transport:
 
 
 class Result(NamedTuple):
-    """What a stream comes to: all that was sent, whether it was closed, and the messages."""
+    """The result of a stream: all sent bytes, whether the session closed, and the messages."""
 
     sent: bytes
     closed: bool
@@ -83,22 +83,22 @@ _ID = re.compile(rb" \[[0-9a-f]+-[0-9a-f]+\](?=\r\n)")
 
 
 def without_ids(heard: bytes) -> bytes:
-    """Return replies without the ids of their sessions, so that they can be compared."""
+    """Return replies without session ids, so that the replies of two sessions can be compared."""
     return _ID.sub(b"", heard)
 
 
 def another(model: SMTP) -> SMTP:
-    """Return a session that has all in common with *model*."""
+    """Return a session with the same shared state as *model*."""
     return type(model)(model.event_handler, shared=model.connection.shared)
 
 
 async def dialogue(session: SMTP, packets: Iterable[bytes], *, patient: bool = True) -> Result:
     """Feed *packets* to a new session, whose handler keeps messages in ``got``.
 
-    :param patient: whether each packet comes once all is answered that can be
+    :param patient: whether to wait, before each packet, for all replies to the previous ones
     """
     transport = Transport()
-    session.connection_made(transport)  # type: ignore[arg-type]  # as much of one as is needed
+    session.connection_made(transport)  # type: ignore[arg-type]  # has the needed methods
     for packet in packets:
         session.data_received(packet)
         if patient:
@@ -121,12 +121,12 @@ def _waits_for_client(session: SMTP) -> bool:
 
 
 async def _settled(session: SMTP) -> None:
-    """Wait until nothing runs that does not wait for the client."""
+    """Wait until every running task waits for the client."""
     for _ in range(10_000):
         if session.connection.waits:
             return
         if _waits_for_client(session):
-            # Three more turns: what was fed last may be about to be acted on.
+            # Three more iterations: the session may not have processed the last packet yet.
             for _ in range(3):
                 await asyncio.sleep(0)
             if _waits_for_client(session):
@@ -136,9 +136,9 @@ async def _settled(session: SMTP) -> None:
 
 
 async def in_turns(happens: Awaitable[T], seconds: float) -> T:
-    """Wait for *seconds* in which the loop has its turns: a process that stands still waits on.
+    """Wait up to *seconds* of loop activity: time in which the process was stopped does not count.
 
-    :raises TimeoutError: it has not happened by then
+    :raises TimeoutError: it has not happened in this time
     """
     task = asyncio.ensure_future(happens)
     try:
@@ -154,9 +154,9 @@ async def in_turns(happens: Awaitable[T], seconds: float) -> T:
 
 
 class Cutter:
-    """A client that sends what it is given in packets that end at given places.
+    """A client that cuts what it sends into packets at given offsets.
 
-    :param places: bytes of all that it sends at which a packet ends; None: each byte is a packet
+    :param places: offsets at which a packet ends; None: each byte is a packet
     """
 
     def __init__(self, server: Server, places: Sequence[int] | None) -> None:
@@ -189,14 +189,14 @@ class Cutter:
                 return
 
     async def read(self) -> bytes:
-        """Return what comes next; nothing at the end."""
+        """Return the next bytes; nothing at the end of the connection."""
         with suppress(ConnectionError):
             receiving = asyncio.get_running_loop().sock_recv(self.sock, 65536)
             return await in_turns(receiving, PATIENCE)
         return b""
 
     async def rest(self) -> bytes:
-        """Return all that comes until the end."""
+        """Return all bytes until the end of the connection."""
         heard = b""
         while part := await self.read():
             heard += part
@@ -220,7 +220,7 @@ def _unread(descriptor: int) -> int:
 
 
 async def heard_by(server: Server, stream: bytes, places: Sequence[int] | None) -> bytes:
-    """Return all that a server says to a client that sends *stream*, which ends the session."""
+    """Return all that a server sends to a client whose *stream* ends the session."""
     cutter = Cutter(server, places)
     try:
         await cutter.connect()
@@ -237,7 +237,7 @@ async def heard_under_tls(
     stream: bytes,
     places: Sequence[int] | None,
 ) -> bytes:
-    """Return all that a server says under TLS; the ClientHello comes in a packet with *before*."""
+    """Return all that a server sends under TLS; the ClientHello is in one packet with *before*."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
     cutter = Cutter(server, places)
@@ -247,7 +247,7 @@ async def heard_under_tls(
         with suppress(ssl.SSLWantReadError):
             tls.do_handshake()
         await cutter.send(before + outgoing.read())
-        if before.endswith(b"STARTTLS\r\n"):  # the greeting and the replies come in plaintext
+        if before.endswith(b"STARTTLS\r\n"):  # the replies before the handshake are plaintext
             plain, ready = b"", b"Ready to start TLS\r\n"
             while ready not in plain:
                 part = await cutter.read()

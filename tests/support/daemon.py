@@ -1,4 +1,4 @@
-"""The daemon as a process: started with options, stopped by its pid."""
+"""The daemon as a process: started with options, stopped with a signal to its pid."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 on_both_loops = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-"""Has a test of a daemon run with each --loop."""
+"""Runs a test of a daemon with each --loop."""
 
 PATIENCE = 20.0
-"""Seconds for the daemon to start, to stop, or to say something."""
+"""Seconds for the daemon to start, to stop, or to log a line."""
 
 COMMAND = [sys.executable, "-m", "smtpd_fork"]
 
 CONSOLE_SCRIPT = Path(sys.executable).with_name("smtpd-fork")
 
 LOCAL = ("-l", "127.0.0.1:0", "--handler", "discard")
-"""One address, a free port, and nothing written."""
+"""Options for one address, a free port, and no files."""
 
 _LISTENING = re.compile(r"listening on (\S+)(?: \(IPv6 and IPv4\))?$")
 _SERVING = re.compile(r"serving, pid (\d+)$")
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """Return the environment without the options of whoever runs the tests."""
+    """Return the environment without the daemon's options of the process that runs the tests."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SMTPD_FORK_")}
     return {**kept, **more}
 
@@ -54,7 +54,7 @@ def run(
     user: str | None = None,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end: for starts that fail, and for --detach."""
+    """Run the command until it ends: for starts that fail, and for --detach."""
     if _needs_no_exec(options, environment or {}, command, user, pass_fds):
         surroundings = clean_environment(**(environment or {}))
         words = [*(command or COMMAND)[len(COMMAND) :], *options]
@@ -81,7 +81,7 @@ def _needs_no_exec(
     user: str | None,
     pass_fds: Sequence[int],
 ) -> bool:
-    """Whether a command leaves no process behind, and is not about the interpreter's start."""
+    """Return whether the zygote can run a command: no process stays, and exec(2) is not needed."""
     words = [*(command or COMMAND), *options]
     of_interpreter = any(not name.startswith("SMTPD_FORK_") for name in environment)
     return (
@@ -135,7 +135,7 @@ class Daemon:
     def wait_for(
         self, pattern: str | re.Pattern[str], *, patience: float = PATIENCE
     ) -> re.Match[str]:
-        """Return the match of *pattern* in a line logged so far, or the next that has it."""
+        """Return the match of *pattern* in a line of the log, waiting for the line if necessary."""
         for line in self.lines:
             if match := re.search(pattern, line):
                 return match
@@ -154,7 +154,7 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        """All that it has logged so far."""
+        """All lines logged so far, as one text."""
         while not self._news.empty():
             line = self._news.get_nowait()
             if line is not None:
@@ -163,7 +163,7 @@ class Daemon:
 
     @property
     def places(self) -> list[str]:
-        """Where it listens, as it logged it."""
+        """The address that it listens on, from its log."""
         return [match[1] for line in self.lines if (match := _LISTENING.search(line))]
 
     @property
@@ -184,7 +184,7 @@ class Daemon:
         self.process.send_signal(number)
 
     def stop(self, number: Signals = SIGTERM) -> int:
-        """Signal it, wait for its end, return its exit status."""
+        """Send it a signal, wait for its end, return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         status = self.process.wait(PATIENCE)
@@ -203,7 +203,7 @@ class Daemon:
 
 
 def end(process: subprocess.Popen[Any]) -> None:
-    """End a process of ours if it still runs, in peace or without."""
+    """End a process that a test started, if it still runs: with a signal, then by killing it."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -214,9 +214,9 @@ def end(process: subprocess.Popen[Any]) -> None:
 
 
 class Detached:
-    """A daemon that was detached; a context manager that ends it.
+    """A detached daemon; a context manager that ends it.
 
-    :ivar pid: of the daemon, as it logged it
+    :ivar pid: of the daemon, from its log
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class Detached:
         self.pid = self._served() if self.ended.returncode == 0 else 0
 
     def _served(self) -> int:
-        """Return the pid from the log, which a thread writes: it may be a moment behind."""
+        """Return the pid from the log, which a thread writes with a short delay."""
         deadline = time.monotonic() + PATIENCE
         while not (served := re.search(r"serving, pid (\d+)$", self.text, re.MULTILINE)):
             assert time.monotonic() < deadline, self.text
@@ -272,7 +272,7 @@ class Detached:
 
 
 class Process:
-    """What /proc tells of a process (proc(5))."""
+    """Fields of a process in /proc (proc(5))."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -287,7 +287,7 @@ class Process:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether *pid* runs; one that has ended and waits for its parent does not."""
+    """Return whether *pid* runs; a zombie does not."""
     try:
         if Path("/proc/self").exists():
             return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -300,7 +300,7 @@ def is_alive(pid: int) -> bool:
 
 
 def until(happened: Callable[[], object], what: str) -> None:
-    """Wait for something that a foreign process does, and that nobody announces."""
+    """Poll until a condition is true that another process changes without any event."""
     deadline = time.monotonic() + PATIENCE
     while not happened():
         assert time.monotonic() < deadline, f"never happened: {what}"
@@ -308,7 +308,7 @@ def until(happened: Callable[[], object], what: str) -> None:
 
 
 def wait_until_gone(pid: int) -> None:
-    """Wait for the end of a process that is not our child."""
+    """Wait for the end of a process that is not a child of this one."""
     deadline = time.monotonic() + PATIENCE
     while is_alive(pid):
         assert time.monotonic() < deadline, f"process {pid} does not end"
@@ -316,5 +316,5 @@ def wait_until_gone(pid: int) -> None:
 
 
 def messages(maildir: Path) -> list[str]:
-    """Return the messages in a Maildir, oldest name first."""
+    """Return the messages in a Maildir, sorted by name."""
     return [path.read_text() for path in sorted((maildir / "new").iterdir())]

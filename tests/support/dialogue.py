@@ -1,4 +1,4 @@
-"""What a client says to a daemon and hears from it, a line at a time."""
+"""Commands of a client and replies of a daemon, a line at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def connect(address: Any, *, source: str | None = None) -> socket.socket:
 
 
 def first_line(address: Any, *, source: str | None = None) -> str:
-    """Return the first line that a server says there, perhaps to another loopback address."""
+    """Return the first line that a server sends, perhaps at another loopback address."""
     with connect(address, source=source) as sock, sock.makefile("rb") as lines:
         return lines.readline().decode()
 
@@ -39,14 +39,14 @@ def is_refused(port: int) -> bool:
 
 
 def ehlo(client: smtplib.SMTP) -> dict[str, str]:
-    """Return what the server offers."""
+    """Return the extensions that the server offers."""
     code, _ = client.ehlo()
     assert code == 250
     return dict(client.esmtp_features)
 
 
 def begin(client: smtplib.SMTP) -> None:
-    """Say all that comes before a message's text."""
+    """Send all commands up to the content of a message."""
     client.ehlo()
     client.mail("a@example.com")
     client.rcpt("b@example.com")
@@ -54,13 +54,13 @@ def begin(client: smtplib.SMTP) -> None:
 
 
 def begin_data(client: smtplib.SMTP) -> None:
-    """Bring a session into the middle of a message."""
+    """Leave a session in the middle of a message."""
     begin(client)
     client.send(b"Subject: half\r\n\r\nand half")
 
 
 def last_word(client: smtplib.SMTP) -> tuple[int, bytes]:
-    """Return the reply that comes unasked, and see that the connection ends with it."""
+    """Read the reply that the server sends unasked, and check that it closes the connection."""
     code, text = client.getreply()
     assert client.file is not None
     assert client.file.read() == b""

@@ -1,9 +1,8 @@
-"""qpsmtpd-forkserver and smtpd-fork, given the same options, behave the same.
+"""qpsmtpd-forkserver and smtpd-fork behave the same with the same options.
 
-Each test of test_qpsmtpd_*.py is an observation that is made of both, at the same time. What they
-differ in has to be in INTENDED, each difference with both values, and in the table of
-docs/qpsmtpd.md, with the reason. A difference that is not listed fails the test, and so does one
-that is and is none.
+Each test of test_qpsmtpd_*.py makes an observation of both programs at the same time. Every
+difference has to be in INTENDED, with both values, and in the table of docs/qpsmtpd.md, with the
+reason. A test fails for a difference that is not listed, and for a listed one that does not occur.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ Facts: TypeAlias = dict[str, Any]
 Observation: TypeAlias = "Callable[[Bench], Facts]"
 
 USAGE = (0, "stdout")
-"""qpsmtpd-forkserver prints its usage and exits 0, whatever was wrong."""
+"""qpsmtpd-forkserver prints its usage and exits with 0 after any error."""
 
 COMPLAINT = (64, "stderr")
-"""smtpd-fork says in one line what was wrong, and exits with EX_USAGE."""
+"""smtpd-fork prints the error in one line, and exits with EX_USAGE."""
 
 INTENDED: dict[str, tuple[Any, Any]] = {
     # -- options
@@ -87,17 +86,17 @@ INTENDED: dict[str, tuple[Any, Any]] = {
 }  # fmt: skip
 
 observed: set[str] = set()
-"""The differences that some test here observes."""
+"""The differences that at least one test observes."""
 
 
 def both(
     *differences: str, plugins: Sequence[str] = PLUGINS, root: bool = False, ipv6: bool = False
 ) -> Callable[[Observation], Callable[[], None]]:
-    """Make a test of an observation: its facts are the same for both, but for *differences*.
+    """Make a test of an observation, whose values are the same for both except for *differences*.
 
     :param plugins: of qpsmtpd
-    :param root: it takes root
-    :param ipv6: it takes IPv6 on loopback
+    :param root: whether the test needs root
+    :param ipv6: whether the test needs IPv6 on loopback
     """
     observed.update(differences)
 
@@ -108,7 +107,7 @@ def both(
                 needs_root()
             if ipv6:
                 needs_ipv6()
-            # Not tmp_path, which nobody but its owner can enter.
+            # Not tmp_path, which only its owner can enter.
             with tempfile.TemporaryDirectory(prefix="qpsmtpd-") as name:
                 top = Path(name)
                 top.chmod(0o755)

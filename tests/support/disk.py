@@ -1,4 +1,4 @@
-"""A disk with faults: any step of a Maildir's writer can fail or hang."""
+"""Disk errors for tests: each step of the writer of a Maildir can fail or hang."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ STEPS = (
     *("create", "write", "sync file", "close file"),
     *("open directory", "rename", "sync directory", "close directory"),
 )
-"""What the writer does, in order."""
+"""The steps of the writer, in order."""
 
 
 class Disk:
-    """Stands before the system calls of the threads that write.
+    """Wraps the system calls of the threads that write.
 
-    :ivar steps: what they have done, in order
+    :ivar steps: the completed steps, in order
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,10 +37,10 @@ class Disk:
         monkeypatch.setattr(os, "rename", self._noted(os.rename, lambda *_: "rename"))
 
     def fails(self, step: str, number: int, *, after: bool = False, once: bool = False) -> None:
-        """Have *step* fail with an error.
+        """Let *step* fail with an error.
 
-        :param after: it does its work first
-        :param once: the next time only
+        :param after: whether the step does its work before it fails
+        :param once: whether only the next call fails
         """
 
         def fail() -> None:
@@ -51,7 +51,7 @@ class Disk:
         self._faulty_step, self._fault, self._after = step, fail, after
 
     def hangs(self, step: str, *, after: bool = False) -> Hang:
-        """Have *step* hang until it is released; *after*: once it has done its work."""
+        """Let *step* hang until it is released; *after*: once it has done its work."""
         hang = Hang()
         self._faulty_step, self._fault, self._after = step, hang, after
         return hang
@@ -68,7 +68,7 @@ class Disk:
             fault = self._fault if step == self._faulty_step else None
             if fault is None:
                 return call(*args, **options)
-            # A close that fails has closed all the same (close(2)).
+            # A failed close() has closed the descriptor all the same (close(2)).
             if not self._after and not step.startswith("close"):
                 fault()
                 return call(*args, **options)
@@ -91,7 +91,7 @@ class Disk:
 
 
 class Hang:
-    """A call that hangs; a context manager that lets it go at the latest at the end."""
+    """A call that hangs; a context manager that releases it at the end, if not before."""
 
     def __init__(self) -> None:
         self._begun, self._over = threading.Event(), threading.Event()
@@ -119,7 +119,7 @@ def _kind(descriptor: int) -> str:
 
 
 def left(maildir: Maildir) -> list[str]:
-    """Return the files that are anywhere in the Maildir, as ``new/NAME``."""
+    """Return the names of all files in the Maildir, such as ``new/NAME``."""
     return sorted(
         f"{path.parent.name}/{path.name}" for path in maildir.path.rglob("*") if path.is_file()
     )

@@ -1,4 +1,4 @@
-"""A signature of DKIM (RFC 6376), simple/simple, and the record of its key."""
+"""DKIM signatures (RFC 6376) with simple/simple canonicalization, and the DNS record of the key."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["DkimKey"]
 
 
 def _new_key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(65537, 1024)  # whose record is one string
+    return rsa.generate_private_key(65537, 1024)  # The record of a key of this size is one string.
 
 
 @dataclass
 class DkimKey:
-    """A key of a domain."""
+    """A DKIM key of a domain."""
 
     domain: str
     selector: str = "k"
@@ -34,12 +34,12 @@ class DkimKey:
 
     @property
     def name(self) -> str:
-        """The name of its record."""
+        """The name of its DNS record."""
         return f"{self.selector}._domainkey.{self.domain}"
 
     @property
     def record(self) -> str:
-        """The text of its record."""
+        """The text of its DNS record."""
         public = self._key.public_key()
         octets = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         return f"v=DKIM1; k=rsa; p={base64.b64encode(octets).decode()}"
@@ -51,7 +51,7 @@ class DkimKey:
         return self._key.private_bytes(Encoding.PEM, form, NoEncryption()).decode()
 
     def sign(self, message: bytes) -> bytes:
-        """Return a message with a signature on top."""
+        """Return a message with a signature in front."""
         _, _, body = message.partition(b"\r\n\r\n")
         digest = base64.b64encode(hashlib.sha256(body.rstrip(b"\r\n") + b"\r\n").digest())
         value = (

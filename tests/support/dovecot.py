@@ -118,7 +118,7 @@ class Dovecot:
         end(self._process)
 
     def auth_process(self) -> int:
-        """Return the process that answers on :attr:`auth`; it runs once it was asked something."""
+        """Return the process that serves :attr:`auth`; Dovecot starts it at the first request."""
         assert self._process is not None
         (found,) = [
             pid
@@ -143,7 +143,7 @@ class Dovecot:
 def dovecot(more: str = "") -> Iterator[Dovecot]:
     """Run Dovecot.
 
-    :param more: settings besides
+    :param more: additional settings
     """
     needs_root()
     peer("dovecot")

@@ -1,4 +1,4 @@
-"""Dovecot's authentication service of the tests' own: it says what it is told to say."""
+"""A fake of Dovecot's authentication service: it sends the lines that a test sets."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ OPENING = (
 
 @dataclass
 class AuthService(ScriptedServer):
-    """What the service is, and what it has heard.
+    """A service whose answers a test sets, and which stores the received lines.
 
-    :ivar opening: what it says first
-    :ivar answers: by the first word and the mechanism of a line: what it answers, with ``{id}``;
-        None: nothing
-    :ivar heard: lines, as words
+    :ivar opening: the first lines that it sends
+    :ivar answers: by the first word and the mechanism of a line: the answer, with ``{id}``;
+        None: no answer
+    :ivar heard: received lines, as words
     """
 
     opening: str = OPENING

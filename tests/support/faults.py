@@ -1,4 +1,4 @@
-"""Faults of settings, with what a start says of each."""
+"""Invalid settings, each with the expected error of a start."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, and what is said of it.
+    """An invalid setting and the expected error.
 
-    :ivar options: with fields that :class:`Place` fills in
-    :ivar status: of exit
-    :ivar words: that are in the line: the value, the source, the reason
+    :ivar options: with fields that :class:`Place` replaces
+    :ivar status: exit status
+    :ivar words: texts that the error contains: the value, the configuration source, the reason
     """
 
     options: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""A real file system of a few bytes, to be full or read-only."""
+"""A small real file system that tests can fill or make read-only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def small_file_system(place: Path, size: str) -> Iterator[Path]:
-    """Mount a tmpfs (tmpfs(5)) of *size* at *place*, which is made."""
+    """Mount a tmpfs (tmpfs(5)) of *size* at *place*, which is created."""
     needs_root()
     mount, umount = peers("mount", "umount")
     place.mkdir()
@@ -29,5 +29,5 @@ def small_file_system(place: Path, size: str) -> Iterator[Path]:
 
 
 def remount(place: Path, mode: str) -> None:
-    """Mount it as ``ro`` or ``rw``."""
+    """Remount it with the option ``ro`` or ``rw``."""
     subprocess.run([peer("mount"), "-o", f"remount,{mode}", place], check=True)

@@ -1,4 +1,4 @@
-"""A fleet of servers in the test's own loop, and clients that connect to all of them."""
+"""A fleet of servers in the test's event loop, and clients that connect to all of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Taker:
-    """A handler that takes every message."""
+    """A handler that accepts every message."""
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         return "250 2.0.0 taken"
@@ -38,12 +38,12 @@ class Taker:
 async def nodes(
     number: int, url: str, handler: Any = None, **options: Any
 ) -> AsyncIterator[list[Server]]:
-    """Start servers that are a fleet; afterwards each has left it.
+    """Start the servers of a fleet; at the end each has left it.
 
     :param handler: of all of them, or a function that returns one for each
     """
     options.setdefault("max_from_net", ["0"])
-    options.setdefault("fleet_timeout", 5)  # a busy machine is no outage
+    options.setdefault("fleet_timeout", 5)  # A delay on a busy machine must not count as an outage.
     async with AsyncExitStack() as stack:
         servers = []
         for index in range(number):
@@ -61,9 +61,9 @@ async def nodes(
 async def arrivals(
     servers: list[Server], number: int, **options: Any
 ) -> tuple[list[Client], list[str]]:
-    """Connect clients, by turns to each server and all at once.
+    """Connect clients concurrently, spread over the servers in turn.
 
-    :returns: those that were greeted, and the replies to the others
+    :returns: the clients that were greeted, and the replies to the others
     """
     admitted: list[Client] = []
     refused: list[str] = []
@@ -82,7 +82,7 @@ async def arrivals(
 
 
 def outage_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the log lines at the beginning and the end of outages of the fleet."""
+    """Return the log lines about the beginning and the end of outages of the fleet."""
     return [
         f"{record.levelname} {record.getMessage()}"
         for record in caplog.records
@@ -93,7 +93,7 @@ def outage_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def fleet(server: Server) -> Fleet:
-    """Return the fleet of a server that is in one."""
+    """Return the fleet of a server that belongs to one."""
     assert server.fleet is not None
     return server.fleet
 
@@ -104,7 +104,7 @@ async def in_state(servers: Iterable[Server], state: State) -> None:
 
 
 def sessions_in(client: redis.Redis, key: str, prefix: str = "smtpd-fork") -> int:
-    """Return the sessions of a key that are in Redis, over all nodes."""
+    """Return the sessions of a key in Redis, over all nodes."""
     return sum(map(int, client.hgetall(f"{{{prefix}}}:1:{key}").values()))
 
 
@@ -113,7 +113,7 @@ async def close_all(clients: Iterable[Client]) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition that has no event."""
+    """Poll until a condition is true that has no event."""
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.005)
@@ -133,7 +133,7 @@ async def wait_until_all_sent(servers: list[Server]) -> None:
 def own_fleet(url: str, shared: Gate | None = None, **options: Any) -> Fleet:
     """Return a node without a server.
 
-    :param shared: its gate; default: one of its own
+    :param shared: its gate; default: a new one
     """
     link = RedisLink(FleetAddress.parse(url), Keys("smtpd-fork"))
     settings = {"timeout": 0.2, "lease": 2, **options}

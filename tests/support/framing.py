@@ -1,4 +1,4 @@
-"""Streams for framing, and what a body may hold."""
+"""Byte streams for tests of framing, and possible contents of a message."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from smtpd_fork.dialogue.content import BareNewline
 
 SMALL_LINE = 24
-"""A limit for command lines that random input passes often enough."""
+"""A limit for command lines that random input exceeds often enough."""
 
 MODES = list(BareNewline)
 
 
 class Limits(NamedTuple):
-    """What a Body of the test gets."""
+    """Receives the calls for the body of a message."""
 
     size: int = 200
     line: int = 50

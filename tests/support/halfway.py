@@ -38,13 +38,13 @@ class Handler:
     async def handle_DATA(self, server, session, envelope):
         return "250 taken"
 """
-"""A handler whose Nth import is slow, or fails, if it is told to. The supervisor imports none."""
+"""A handler whose Nth import can be made slow or made to fail. The supervisor imports none."""
 
 OPTIONS = ("-l", "127.0.0.1:0", "--handler", "stepwise:Handler", "--processes", "2", "-c", "4")
 
 
 def pid_of(client: smtplib.SMTP) -> int:
-    """Return the process that a session is in."""
+    """Return the process that serves a session."""
     code, text = client.noop()
     assert code == 250
     return int(text)
@@ -53,9 +53,10 @@ def pid_of(client: smtplib.SMTP) -> int:
 class Halfway:
     """A daemon with two processes in an upgrade, while the second new process starts.
 
-    :ivar old: the supervisor
+    :ivar old: the old supervisor
     :ivar new: the new supervisor
-    :ivar processes: the first old one, which rests, the second, which accepts, and the new one
+    :ivar processes: the first old one, which no longer accepts, the second, which accepts, and the
+        new one
     :ivar sessions: one in each of them
     """
 
@@ -74,7 +75,7 @@ class Halfway:
         self.sessions += [self.session_in(pid) for pid in (second, self.processes[2])]
 
     def session_in(self, pid: int) -> smtplib.SMTP:
-        """Return a session in a process that accepts; each of them takes two."""
+        """Return a session in a process that accepts; each process accepts two."""
         others = []
         while pid_of(client := self.daemon.smtp()) != pid:
             others.append(client)
@@ -83,23 +84,23 @@ class Halfway:
         return client
 
     def go_on(self) -> None:
-        """Have the second new process start."""
+        """Let the second new process start."""
         (self.folder / "wait-4").unlink()
 
     def fail(self) -> None:
-        """Have its start fail."""
+        """Let the start of the second new process fail."""
         (self.folder / "broken-4").touch()
         self.go_on()
 
     def check_sessions(self, *numbers: int) -> None:
-        """See that sessions go on where they were, and take mail."""
+        """Check that sessions continue in their processes, and accept mail."""
         for number in numbers or range(3):
             client = self.sessions[number]
             assert pid_of(client) == self.processes[number]
             client.sendmail("a@example.com", ["b@example.com"], "Subject: hi\r\n\r\nhello\r\n")
 
     def check_that_old_ones_accept(self, *pids: int) -> None:
-        """See that new sessions are in these processes, and in no others."""
+        """Check that new sessions are in these processes, and in no others."""
         until(lambda: self._states() == dict.fromkeys(pids, "serving"), "they alone serve")
         for pid in pids:
             self.session_in(pid).close()
@@ -121,7 +122,7 @@ def upgrading(
     environment: dict[str, str] | None = None,
     command: list[str] | None = None,
 ) -> Iterator[Halfway]:
-    proc()  # before there is anything to close
+    proc()  # First: a test must skip before anything is started.
     (folder / "stepwise.py").write_text(STEPWISE)
     options = (*OPTIONS, *CONTROL, "--pid-file", "pid", *options)
     with Daemon(*options, cwd=folder, environment=environment, command=command) as daemon:

@@ -1,4 +1,4 @@
-"""Handlers, stand-ins for what users write; and what their hooks are handed."""
+"""Handlers as users write them, and handlers that store what their hooks receive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smtpd_fork.sinks import Discard
 
 
 class Collect:
-    """Takes every message, and keeps the envelopes that it is handed."""
+    """Accepts every message, and stores the envelopes."""
 
     supports_dsn = supports_binarymime = True
 
@@ -30,7 +30,7 @@ class Collect:
 
 
 class Notes(Discard):
-    """Takes every message, and keeps the sessions that said EHLO."""
+    """Accepts every message, and stores the sessions that sent EHLO."""
 
     def __init__(self) -> None:
         self.sessions: list[Any] = []
@@ -44,7 +44,7 @@ class Notes(Discard):
 
 
 class Keep:
-    """Keeps messages; answers at once."""
+    """Stores messages, and answers at once."""
 
     def __init__(self) -> None:
         self.got: list[Any] = []
@@ -55,7 +55,7 @@ class Keep:
 
 
 class KeepSlowly(Keep):
-    """Keeps messages, and has others wait: packets arrive while a hook is busy."""
+    """Stores messages, and answers with a delay: packets arrive while a hook runs."""
 
     async def handle_RCPT(
         self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
@@ -71,7 +71,7 @@ class KeepSlowly(Keep):
 
 
 class Trusts(KeepSlowly):
-    """The same, and takes PROXY headers."""
+    """The same handler, which also accepts PROXY headers."""
 
     async def handle_PROXY(self, server: Any, session: Any, envelope: Any, proxy_data: Any) -> bool:
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""A client of the next hop without a socket: replies are fed to it, and what it sends is kept."""
+"""The client of a next hop without a socket: tests feed it replies and read what it sends."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MAIL, RCPTS = b"MAIL FROM:<a@x>\r\n", [b"RCPT TO:<b@x>\r\n", b"RCPT TO:<c@x>\r\n
 
 
 class Wire:
-    """A client and what it has sent."""
+    """A client, and the bytes that it has sent."""
 
     def __init__(self, **terms: object) -> None:
         self.client = Client(Terms("me.example", **terms))  # type: ignore[arg-type]
         self.sent = b""
 
     def say(self, *replies: str, cuts: tuple[int, ...] = ()) -> bytes:
-        """Feed the client replies, and return what it then sends."""
+        """Feed replies to the client, and return what it then sends."""
         stream = "".join(f"{reply}\r\n" for reply in replies).encode()
         edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
         for start, end in pairwise(edges):

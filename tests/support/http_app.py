@@ -1,4 +1,4 @@
-"""A web application that keeps the requests that it gets, and answers as it is told."""
+"""A web application that stores its requests, and answers with the status that a test sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Request(NamedTuple):
 class App:
     """The application.
 
-    :ivar requests: all that were read to the end
+    :ivar requests: all completely received requests
     :ivar status: of the next answers
     :ivar text: of the next answers
     :ivar before: is awaited before an answer
@@ -43,7 +43,7 @@ class App:
         self.requests.append(Request(request.path_qs, request.headers, body))
         if self.before is not None:
             await self.before()
-        headers = {"ETag": '"1"'}  # which S3 has to have
+        headers = {"ETag": '"1"'}  # S3 requires it.
         if 300 <= self.status < 400:
             headers["Location"] = "/elsewhere"
         return web.Response(status=self.status, text=self.text, headers=headers)
@@ -53,7 +53,7 @@ class App:
 async def running(
     app: App, *, port: int = 0, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[App]:
-    """Serve the application; at the end its connections are closed."""
+    """Serve the application; at the end close its connections."""
     application = web.Application(client_max_size=1 << 30)
     application.router.add_route("*", "/{path:.*}", app.handle)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)

@@ -1,4 +1,4 @@
-"""The project and what it needs at run time, installed where any user can execute it."""
+"""The project and its dependencies, installed where any user can execute them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ sys.exit(main())
 
 
 def install(folder: Path) -> Path:
-    """Make an environment of the system's Python in *folder*; return its interpreter.
+    """Create a virtual environment of the system's Python in *folder*; return its interpreter.
 
-    Its packages are copies of those that run the tests, which is quicker than to install them; on
-    another version of Python they would not work.
+    Its packages are copied from the environment that runs the tests, which is faster than an
+    installation. Copies would not work with another version of Python.
     """
     if not SYSTEM_PYTHON.exists():
         cannot(f"{SYSTEM_PYTHON} is not installed")
@@ -50,7 +50,7 @@ def install(folder: Path) -> Path:
 
 
 def _at_run_time(name: str, seen: set[str]) -> list[Distribution]:
-    """Return what *name* requires, and that in turn, without extras."""
+    """Return the requirements of *name*, recursively, without extras."""
     found = []
     for text in distribution(name).requires or ():
         needed = Requirement(text)
@@ -64,7 +64,7 @@ def _at_run_time(name: str, seen: set[str]) -> list[Distribution]:
 
 def _copy(package: Distribution, target: Path) -> None:
     for file in package.files or ():
-        if ".." not in file.parts:  # a script
+        if ".." not in file.parts:  # such a path is that of a script, which is not copied
             place = target / file
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(str(file.locate()), place)

@@ -1,6 +1,6 @@
-"""The daemon, killed at random while clients deliver, who send again all that was not answered 250.
+"""Kills the daemon at random during deliveries; clients repeat each message without a reply 250.
 
-Shows that a sink loses nothing that was answered 250, and how often it has a message twice.
+This shows that a sink loses no message that was answered 250, and how often it stores one twice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def body(name: str) -> bytes:
 def deliver_and_kill(
     *options: str, cwd: Path, rounds: int = 3, messages: int = 60, clients: int = 4
 ) -> list[str]:
-    """Return the names of the messages, all of which were answered 250 at last.
+    """Return the names of the messages, all of which were finally answered 250.
 
     :param options: of the daemon
     """
@@ -45,7 +45,7 @@ def deliver_and_kill(
 
 
 def assert_once(names: Iterable[str], stored: Iterable[bytes]) -> None:
-    """See that the messages of these names are stored, each once, and no others."""
+    """Check that the messages of these names are stored, each once, and no others."""
     found = sorted(content.partition(b"Subject: ")[2] for content in stored)
     assert found == sorted(body(name).removeprefix(b"Subject: ") for name in names)
 
@@ -53,9 +53,9 @@ def assert_once(names: Iterable[str], stored: Iterable[bytes]) -> None:
 async def kill_server_under_load(
     sink: Sink, server: PeerServer, *, messages: int = 200
 ) -> set[bytes]:
-    """Kill a sink's server while it is used, and start it again; send again what was not taken.
+    """Kill a sink's server during deliveries, and restart it; repeat each message not accepted.
 
-    :returns: the contents, all of which were answered 250 at last
+    :returns: the contents, all of which were finally answered 250
     """
     contents = {b"Subject: %d\r\n\r\nhello\r\n" % number for number in range(messages)}
     left, taken = set(contents), set[bytes]()
@@ -94,7 +94,7 @@ def _deliver(names: list[str], *options: str, cwd: Path, clients: int, kill: boo
                     smtp.sendmail("a@example.com", ["b@example.com"], body(name))
                     answered.add(name)
         except (OSError, smtplib.SMTPException):
-            return  # the daemon is dead
+            return  # The daemon has been killed.
 
     with Daemon("-l", "127.0.0.1:0", *options, cwd=cwd) as daemon:
         with ThreadPoolExecutor(clients) as pool:
@@ -116,7 +116,7 @@ def load_until_killed(
     clients: int = 8,
     enough: int = 150,
 ) -> list[str]:
-    """Deliver with all clients until so many messages were answered 250, and kill the daemon.
+    """Deliver with all clients until *enough* messages were answered 250, and kill the daemon.
 
     :param text: returns the message of a key, ``CLIENT-NUMBER``
     :param to: returns the recipients of a client

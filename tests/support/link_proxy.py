@@ -1,4 +1,4 @@
-"""A proxy that delays what it passes on, or drops it: what networks do without closing anything."""
+"""A proxy that delays or drops data without closing a connection, as a network can do."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 class LinkProxy:
-    """Passes connections on to a unix socket.
+    """Forwards connections to a unix socket.
 
     :ivar port: of the proxy, on 127.0.0.1
-    :ivar delay: seconds that each answer takes longer
-    :ivar drops: whether nothing is passed on
-    :ivar requests: pieces that were sent to the server
+    :ivar delay: additional seconds of each answer
+    :ivar drops: whether all data is dropped
+    :ivar requests: pieces of data that were sent to the server
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,4 +65,4 @@ class LinkProxy:
             if not self.drops:
                 target.write(data)
                 await target.drain()
-        raise ConnectionError  # the other way ends as well
+        raise ConnectionError  # The other direction ends as well.

@@ -1,4 +1,4 @@
-"""Logs under test: who takes entries, who refuses to, and what journald would make of them."""
+"""Logs under test: receivers of entries, receivers that fail, and journald's parser."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from smtpd_fork.observe.logs import LogQueue
 
 HOSTILE = "a\r\n2026-01-01 00:00:00,000 ERROR forged\x00\x1b[2J\x7f\x85\x9b\u2028\u202eé\udc80\tz"
-"""What would end a line, begin one, or speak to a terminal."""
+"""Characters that could end or begin a line, or control a terminal."""
 
 
 @contextmanager
 def logging_with(**settings: Any) -> Iterator[LogQueue]:
-    """Have all of this process logged as the daemon does; afterwards as before."""
+    """Log in this process as the daemon does; at the end restore the previous state."""
     root, mail = logging.getLogger(), logging.getLogger("mail.log")
     before = root.level, mail.level, logging.raiseExceptions
     log_queue = setup.log_queue_of(DaemonConfig.build(settings))
@@ -44,14 +44,14 @@ def logging_with(**settings: Any) -> Iterator[LogQueue]:
 
 
 def objects(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of a log in JSON; fails if a line is none."""
+    """Return the entries of a log in JSON; fail if a line is not valid."""
     lines = path.read_bytes().split(b"\n")
     assert lines.pop() == b""
     return [json.loads(line) for line in lines]
 
 
 def bound(path: Path) -> socket.socket:
-    """Return a datagram socket on *path*, as syslogd and journald have one."""
+    """Return a datagram socket bound to *path*, as that of syslogd or journald."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sock.bind(str(path))
     sock.settimeout(20)

@@ -1,7 +1,7 @@
-"""A machine for one page: namespaces of its own (unshare(1)), with a shell in them.
+"""An isolated machine for one page: a shell in its own namespaces (unshare(1)).
 
-It has a loopback, a name, its own processes, and copies of the folders that a page may write to;
-nothing that is done there is seen outside, and nothing leaves it. It takes root.
+It has a loopback interface, a host name, its own processes, and copies of the directories that a
+page may write to. Its commands change nothing outside, and no traffic leaves it. It needs root.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 NAME = "mx.example.com"
 
 LONGEST_COMMAND = 60.0
-"""Seconds; what takes longer goes on for ever."""
+"""Seconds; a command that takes longer is assumed to hang."""
 
 MOMENT = 0.05
-"""Seconds between two looks at the same thing."""
+"""Seconds between two attempts to see the same output."""
 
 _COPIED = ("/etc", "/var/mail", "/var/spool/postfix", "/var/lib/postfix")
 
@@ -41,7 +41,7 @@ _HOSTS = f"127.0.0.1 {NAME} mx localhost\n::1 localhost\n"
 
 _ALONE = ("--net", "--uts")
 _OWN = ("--mount", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc")
-"""Options of unshare(1): for a network and a name of its own, and for all else."""
+"""Options of unshare(1): for the network and the host name, and for everything else."""
 
 _SET_UP = f"ip link set lo up && hostname {NAME} && "
 
@@ -62,22 +62,22 @@ while IFS= read -r -u "$2" -d '' command; do
     printf '\\036%d\\036' "$status"
 done
 """
-"""Commands come on a descriptor of their own, as programs may read standard input: /dev/null."""
+"""Commands come on a separate descriptor: standard input is /dev/null, as programs may read it."""
 
 _END = re.compile("\036(\\d+)\036")
 
 
 class PageError(AssertionError):
-    """A command of a page did something else than the page shows."""
+    """The output or status of a command differs from the page."""
 
 
 class Machine:
-    """A shell in namespaces of its own; a context manager that ends all that was started there.
+    """A shell in its own namespaces; a context manager that ends all that was started there.
 
     :param folder: an empty one
-    :param path: folders where programs are looked for first
-    :param of_clone: what is in the page's folder, as it is in a clone
-    :ivar here: the page's folder, which is /srv there
+    :param path: directories that are searched first for programs
+    :param of_clone: files that a clone of the project has, for the page's directory
+    :ivar here: the page's directory, which is /srv there
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Machine:
         for name in of_clone:
             _copy(ROOT / name, self.here / name)
         _set_up_environment(self.here / ".venv", path)
-        # Nothing of whoever runs the tests: not their options, nor the flags of a make around them.
+        # No variable of the process that runs the tests: neither its options nor flags of make.
         self._environment = {
             "PATH": os.pathsep.join([*map(str, path), os.environ["PATH"], "/usr/sbin", "/sbin"]),
             "HOME": "/srv",
@@ -115,7 +115,7 @@ class Machine:
         return self._folder / "copies" / name.strip("/").replace("/", ":")
 
     def write(self, name: str, text: str) -> None:
-        """Write a file that a page has: in its folder, or below /etc."""
+        """Write a file of a page: in its directory, or below /etc."""
         path = Path(name)
         if path.is_absolute():
             assert path.parts[1] == "etc", f"{name}: a file is in the page's folder or below /etc"
@@ -139,7 +139,7 @@ class Machine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The shell is the first process there: when it ends, the kernel ends all others.
+        # The shell is process 1 of the namespace: when it ends, the kernel ends all others.
         os.close(self._commands)
         try:
             self._shell.wait(PATIENCE)
@@ -150,14 +150,14 @@ class Machine:
         self._shell.stdout.close()
 
     def run(self, command: Command) -> None:
-        """Run a command of a page, and compare.
+        """Run a command of a page, and compare its output.
 
-        What runs in the background may print later than the command ends; it is waited for. What
-        only looks is asked again: a daemon writes its log a moment after it has answered. A
-        command that shows nothing has to print nothing and to succeed; one of which the page
-        shows output has to print that.
+        Background processes may print after the command has ended, so this method waits for their
+        output. A command that only reads is repeated: a daemon writes its log a moment after its
+        answer. A command without output on the page has to print nothing and to succeed; one with
+        output has to print it.
 
-        :raises PageError: it is not as the page shows it
+        :raises PageError: the output or the status differs from the page
         """
         self._has_background |= command.is_background
         try:
@@ -185,7 +185,7 @@ class Machine:
         return _END.sub("", self._printed)
 
     def _ask(self, command: Command) -> int:
-        """Have the shell run a command to its end; return its status."""
+        """Run a command in the shell until it ends; return its status."""
         os.write(self._commands, command.text.encode() + b"\0")
         deadline = time.monotonic() + LONGEST_COMMAND
         while (end := _END.search(self._printed)) is None:
@@ -214,7 +214,7 @@ def _complaint(command: Command, printed: str, why: str) -> str:
 
 
 def _deliver_plainly(main_cf: Path) -> None:
-    """Have Postfix deliver by itself: Debian's names procmail if that happens to be installed."""
+    """Let Postfix deliver by itself: Debian's default is procmail if that is installed."""
     if main_cf.exists():
         text = main_cf.read_text()
         main_cf.write_text(re.sub(r"(?m)^mailbox_command\b.*\n", "", text))
@@ -228,7 +228,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _set_up_environment(folder: Path, path: Sequence[Path]) -> None:
-    """Have ``make`` find its environment set up, with nothing in it that it could spoil."""
+    """Let ``make`` find an environment that is set up, and empty, so that it changes nothing."""
     (folder / "bin").mkdir(parents=True)
     for programs in path:
         if (command := programs / "smtpd-fork").exists():
@@ -239,7 +239,7 @@ def _set_up_environment(folder: Path, path: Sequence[Path]) -> None:
 def run_alone(
     *command: str, cwd: Path, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, in a network of its own."""
+    """Run a command until it ends, in its own network namespace."""
     peers("ip", "hostname", "bash")
     return subprocess.run(
         [*namespaces(*_ALONE), "bash", "-c", _SET_UP + 'exec "$@"', "bash", *command],

@@ -1,4 +1,4 @@
-"""Messages with their envelope, for sinks and filters that are called without a server."""
+"""Messages with an envelope, for sinks and filters that are called without a server."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 TRACE = b"Received: from client.example\r\n\tby mx.example.com;\r\n\tnow\r\n"
 
 HEAD_LINES = 3
-"""Lines of the trace, without Return-Path and Delivered-To."""
+"""The trace header, without Return-Path and Delivered-To."""
 
 CONTENT = b"Subject: hello\r\n\r\nhello\r\n"
 
 contents: SearchStrategy[bytes] = st.binary(max_size=300) | st.binary(max_size=300).map(
     lambda text: b"Subject: x\r\n\r\n" + text
 )
-"""Contents of messages: any bytes, with a header or without."""
+"""Contents of messages: any bytes, with or without a header."""
 
 
 class Counted(bytes):
-    """A message that counts how often a line of it is looked for."""
+    """A message that counts the searches for a line of it."""
 
     looks = 0
 
@@ -50,7 +50,7 @@ def mail(content: bytes = CONTENT, *to: str, **facts: Any) -> Mail:
 
 
 def large(size: int = 25_000_000) -> bytes:
-    """Return a message of many lines, each another one."""
+    """Return a message of many different lines."""
     head = b"Subject: large\r\n\r\n"
     lines = (b"%070d\r\n" % number for number in range((size - len(head)) // 72))
     text = head + b"".join(lines)

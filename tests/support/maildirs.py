@@ -1,4 +1,4 @@
-"""Maildirs of recipients in tests: what is in one."""
+"""Maildirs of recipients: their content."""
 
 from __future__ import annotations
 

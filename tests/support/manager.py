@@ -1,4 +1,4 @@
-"""A service manager, as far as sd_notify(3) goes: a datagram socket, and what came in."""
+"""A service manager for tests of sd_notify(3): a datagram socket, and the received messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Manager:
     """Listens for notifications; a context manager.
 
     :param address: a path, or ``@NAME`` for an abstract socket
-    :ivar messages: what came in so far
+    :ivar messages: received so far
     """
 
     def __init__(self, address: str) -> None:
@@ -28,7 +28,7 @@ class Manager:
         self.sock.bind("\0" + address[1:] if address.startswith("@") else address)
 
     def wait_for(self, what: Callable[[Message], object]) -> Message:
-        """Return the next message for which *what* is true; it is over with those before."""
+        """Return the next message for which *what* is true, and drop those before it."""
         deadline = time.monotonic() + PATIENCE
         while (left := deadline - time.monotonic()) > 0:
             self.sock.settimeout(left)

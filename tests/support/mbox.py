@@ -1,4 +1,4 @@
-"""Mboxes in tests: messages for them, and what is in one."""
+"""Mboxes in tests: messages for them, and their content."""
 
 from __future__ import annotations
 

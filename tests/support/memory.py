@@ -1,4 +1,4 @@
-"""Clients that hold memory, and a handler that takes its time."""
+"""Clients whose messages use memory, and a handler that answers when a test lets it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXT = (b"x" * 78 + b"\r\n") * 12_500
 
 
 class Slow(Discard):
-    """Answers when it is let."""
+    """Answers when a test sets its event."""
 
     supports_dsn = True
 
@@ -37,7 +37,7 @@ class Slow(Discard):
 
 
 async def holder(server: Any, size: int, *, source: str = "127.0.0.1") -> Client:
-    """Return a client that has sent a chunk, and not the last."""
+    """Return a client that has sent a chunk, and not the last one."""
     client = await Client.to(server.addresses[0], source=source)
     await client.greet()
     await client.say(MAIL, RCPT)

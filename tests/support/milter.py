@@ -1,4 +1,4 @@
-"""A milter of the tests' own: it answers what it is told to answer, sense or nonsense."""
+"""A fake milter: it sends the answers that a test sets, valid or not."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def changed(number: int, name: bytes, value: bytes) -> bytes:
 
 @dataclass
 class TestMilter(ScriptedServer):
-    """What a milter is, and what it has heard.
+    """A milter whose answers a test sets, and which stores the received commands.
 
-    :ivar answers: by command: what it sends, as frames; default: "continue"
-    :ivar edits: what it sends at the end before the answer
-    :ivar stops_at: the command behind which it closes the connection
-    :ivar heals: it does so once
+    :ivar answers: by command: the frames of the answer; default: "continue"
+    :ivar edits: frames that it sends at the end of the message before the answer
+    :ivar stops_at: the command after which it closes the connection
+    :ivar heals: whether it closes the connection only once
     :ivar says: what it sends in place of its options
     :ivar heard: commands and data, without macros
     :ivar macros: by command and name

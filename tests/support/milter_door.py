@@ -1,4 +1,4 @@
-"""A server behind a milter of the tests', and messages for it."""
+"""A server with a fake milter, and messages for it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ ALL_SILENT = 0xFF080 | 0x100000
 
 @asynccontextmanager
 async def door(milter: TestMilter, *more: Any, **keys: Any) -> AsyncIterator[tuple[Client, Any]]:
-    """Serve behind a milter; yield a client that was greeted, and the handler that has messages.
+    """Serve with a milter; yield a client that was greeted, and the handler that has the messages.
 
-    In the end no session is counted, no connection is open, and no task is left.
+    At the end no session is counted, no connection is open, and no task is left.
     """
     tcp = keys.pop("tcp", False)
     options = keys.pop("options", {})

@@ -1,4 +1,4 @@
-"""A DNS server on loopback, with the answers that a test gives it."""
+"""A DNS server on loopback, with the records that a test gives it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """Answers from a table; what is not in it does not exist, but a blocklist's 127.0.0.2 does.
+    """Answers from a table. Other names do not exist, except 127.0.0.2 of a blocklist.
 
-    :ivar records: by name and type: the answers' texts, with spaces between them; None is silence,
-        "SERVFAIL" is that. MX is written PREFERENCE/NAME, TXT as :func:`txt` has it
-    :ivar asked: names and types that were asked for, in order
+    :ivar records: by name and type: the texts of the answers, separated by spaces; None: no answer;
+        "SERVFAIL": this error. MX is written PREFERENCE/NAME, TXT in the format of :func:`txt`
+    :ivar asked: names and types of the queries, in order
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A nats-server of the test's own, with JetStream."""
+"""A nats-server for one test, with JetStream."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class NatsServer(PeerServer):
-    """It has JetStream.
+    """A server with JetStream.
 
-    :param settings: more of its configuration
+    :param settings: additional configuration
     :ivar url: without a user
     """
 
@@ -46,7 +46,7 @@ class NatsServer(PeerServer):
             return False
 
     async def ask(self, what: Callable[[JetStreamContext], Awaitable[Any]]) -> Any:
-        """Return the answer to a request of JetStream."""
+        """Return the reply to a request of JetStream."""
         url = self.url.replace("://", f"://{self._login}")
         client = await nats.connect(url, allow_reconnect=False)
         try:
@@ -59,7 +59,7 @@ class NatsServer(PeerServer):
         await self.ask(lambda stream: stream.add_stream(**facts))
 
     async def new_stream(self, **config: Any) -> None:
-        """Add the stream in place of one that is there."""
+        """Create the stream, and replace an existing one."""
         with_it = [each.config.name for each in await self.ask(lambda js: js.streams_info())]
         for name in with_it:
             await self.ask(lambda js, name=name: js.delete_stream(name))  # type: ignore[misc]

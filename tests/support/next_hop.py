@@ -1,4 +1,4 @@
-"""A next hop with the faults that a test gives it: an SMTP or LMTP server of a hundred lines."""
+"""A fake next hop with errors that a test selects: a small SMTP or LMTP server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Fault(Enum):
-    """What a hop does instead of a reply."""
+    """Actions of a hop in place of a reply."""
 
     SILENT = auto()
     CLOSE = auto()
@@ -35,13 +35,13 @@ OFFERS = ("PIPELINING", "8BITMIME", "SIZE", "ENHANCEDSTATUSCODES")
 
 
 class Hop:
-    """A server whose answers are data.
+    """A server whose replies are data.
 
     :ivar answers: by verb, or by a whole command; ``GREETING``, and ``END`` for a message, which in
-        LMTP may be ``END ADDRESS``. A list is used up answer by answer, then comes the usual one
-    :ivar messages: that it took: sender, recipients, content
-    :ivar commands: that it got, in order
-    :ivar greeted: connections that were made
+        LMTP may be ``END ADDRESS``. After the last element of a list the default reply follows
+    :ivar messages: accepted messages: sender, recipients, content
+    :ivar commands: received commands, in order
+    :ivar greeted: number of connections
     """
 
     def __init__(self, *, lmtp: bool = False, offers: tuple[str, ...] = OFFERS) -> None:
@@ -66,7 +66,7 @@ class Hop:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Take no connection any more, and end those that there are."""
+        """Accept no more connections, and close the open ones."""
         assert self._server is not None
         self._server.close()
         for writer in list(self.writers):
@@ -77,7 +77,7 @@ class Hop:
         await self._server.wait_closed()
 
     def say(self, data: bytes) -> None:
-        """Say something unasked on all connections."""
+        """Send something unasked on all connections."""
         for writer in self.writers:
             writer.write(data)
 
@@ -156,7 +156,7 @@ class Hop:
 
 
 async def read_content(reader: asyncio.StreamReader) -> bytes:
-    """Return a message as it was before it was sent."""
+    """Return a message as it was before its transfer."""
     lines = []
     while (line := await reader.readuntil(b"\r\n")) != b".\r\n":
         lines.append(line.removeprefix(b"."))
@@ -165,7 +165,7 @@ async def read_content(reader: asyncio.StreamReader) -> bytes:
 
 @asynccontextmanager
 async def a_hop(*, lmtp: bool = False, offers: tuple[str, ...] = OFFERS) -> AsyncIterator[Hop]:
-    """Serve; afterwards no socket is left, of the hop or of its client."""
+    """Serve; at the end no socket is left, of the hop or of its client."""
     sockets = open_sockets()
     hop = Hop(lmtp=lmtp, offers=offers)
     await hop.start()
@@ -178,7 +178,7 @@ async def a_hop(*, lmtp: bool = False, offers: tuple[str, ...] = OFFERS) -> Asyn
 
 @asynccontextmanager
 async def closing(sink: NextHop) -> AsyncIterator[NextHop]:
-    """Use a sink; in the end no connection of it is in doubt, and nothing of it is left."""
+    """Use a sink; at the end no connection has an unknown state, and nothing of it is left."""
     before = asyncio.all_tasks()
     try:
         yield sink
@@ -197,5 +197,5 @@ def phases(sink: NextHop) -> set[Phase]:
 
 
 def ours(tasks: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
-    """Return the tasks that are not a hop's, be it this one or our own server."""
+    """Return the tasks that belong neither to a next hop of the tests nor to the server."""
     return {task for task in tasks if not any(name in repr(task) for name in _OF_A_HOP)}

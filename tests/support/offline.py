@@ -1,4 +1,4 @@
-"""A dialogue without a socket, a loop or a clock: bytes in, replies out, handlers asked at once."""
+"""A dialogue without a socket, an event loop or a clock; handlers run immediately."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ LOCAL_ERROR = b"451 4.3.0 Local error in processing, try again later\r\n"
 
 
 class Outcome(NamedTuple):
-    """What a stream comes to: replies, and whether the session is over."""
+    """The result of a stream: the replies, and whether the session has ended."""
 
     sent: bytes
     over: bool
 
 
 class Waiter:
-    """Waits until a result is set, by giving way to whoever drives the coroutine."""
+    """Waits until a result is set, by yielding to the code that drives the coroutine."""
 
     def __init__(self) -> None:
         self._event: Any = None
@@ -53,7 +53,7 @@ class Waiter:
 class Offline:
     """Runs one dialogue, as a connection does.
 
-    :param shared: what it has in common with others
+    :param shared: the state that it shares with other dialogues
     :param peer: the client
     """
 
@@ -81,11 +81,11 @@ class Offline:
 
     @property
     def outcome(self) -> Outcome:
-        """What has come of it so far."""
+        """The result so far."""
         return Outcome(self.sent, self.dialogue.state >= State.LEAVING)
 
     def feed(self, data: bytes) -> None:
-        """Give the dialogue what the client sends, and carry out what it waits for."""
+        """Feed bytes of the client to the dialogue, and execute what it waits for."""
         self.dialogue.receive(data)
         self._carry_on()
         self.flush()
@@ -118,7 +118,7 @@ class Offline:
                 await PROCEDURES[waiting.step](self, *waiting.args)
             else:
                 self.dialogue.put(LOCAL_ERROR)
-        except Exception:  # noqa: BLE001 - a handler's, whatever it is
+        except Exception:  # noqa: BLE001 - a handler may raise any exception
             self.dialogue.put(LOCAL_ERROR)
 
     # -- what is asked of whoever runs a dialogue --------------------------------------------------

@@ -1,4 +1,4 @@
-"""openssl s_client and swaks, as TLS clients of the daemon; and load that is made of them."""
+"""openssl s_client and swaks as TLS clients of the daemon, and a continuous load of them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re
 
 
 class Shaken(NamedTuple):
-    """What came of a handshake, and of the dialogue behind it.
+    """The result of a handshake, and of the dialogue after it.
 
-    :ivar status: of the program; 0 is a connection that was verified, used, and ended in peace
-    :ivar text: all that it printed
+    :ivar status: of the program; 0: the connection was verified, used, and closed without an error
+    :ivar text: its whole output
     """
 
     status: int
@@ -32,7 +32,7 @@ class Shaken(NamedTuple):
 
     @property
     def serial(self) -> str:
-        """The number of the certificate that the server showed."""
+        """The serial number of the server's certificate."""
         found = _PEM.search(self.text)
         assert found, self.text
         return f"{x509.load_pem_x509_certificate(found[0].encode()).serial_number:X}"
@@ -46,7 +46,7 @@ def s_client(
     name: str | None = "localhost",
     say: str = "EHLO client.example\nQUIT\n",
 ) -> Shaken:
-    """Shake hands, verify the certificate, say what is to be said, wait for the server to close."""
+    """Shake hands, verify the certificate, send the commands, wait for the server to close."""
     words = [
         *(peer("openssl"), "s_client", "-connect", f"127.0.0.1:{port}"),
         *("-CAfile", authority.ca, "-verify_return_error", "-crlf", "-ign_eof"),
@@ -58,7 +58,7 @@ def s_client(
 
 
 def swaks(port: int, authority: Authority, *more: object) -> Shaken:
-    """Deliver a message, over a certificate that was verified."""
+    """Deliver a message over a connection with a verified certificate."""
     words = [
         *(peer("swaks"), "--server", "127.0.0.1", "--port", port, "--helo", "client.example"),
         *("--from", "a@example.com", "--to", "b@example.com"),
@@ -81,11 +81,11 @@ def _run(words: list[object], given: str | None = None) -> Shaken:
 
 
 class Load:
-    """A client that comes again and again, in a thread; a context manager that ends it.
+    """A client that connects repeatedly, in a thread; a context manager that ends it.
 
-    :ivar count: how often it has come
-    :ivar last: what came of it the last time
-    :ivar failed: what came of it when it did not work
+    :ivar count: number of connections
+    :ivar last: result of the last connection
+    :ivar failed: results of the failed connections
     """
 
     def __init__(self, come: Callable[[], Shaken]) -> None:
@@ -108,7 +108,7 @@ class Load:
                 self._came.notify_all()
 
     def come_anew(self) -> Shaken:
-        """Wait for one that begins from now on; return what came of it."""
+        """Wait for a connection that begins from now on; return its result."""
         with self._came:
             wanted = self.count + 2
             assert self._came.wait_for(lambda: self.count >= wanted, PATIENCE)

@@ -1,4 +1,4 @@
-"""Pages of the documentation: their fenced blocks, and the comments that say how each is run."""
+"""Pages of the documentation: their fenced blocks, and the comments that say how to run each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 _APART = {"architecture.md", "tls.md"}
-"""Pages with tests of their own: test_architecture.py, test_tls_page.py."""
+"""Pages with separate tests: test_architecture.py, test_tls_page.py."""
 
 PAGES = [
     ROOT / "README.md",
@@ -36,12 +36,12 @@ def read(name: str) -> str:
 class Block:
     """A fenced block of a page.
 
-    :ivar page: the page's path below the project's folder
-    :ivar line: where its first line stands
+    :ivar page: the page's path below the project's directory
+    :ivar line: the number of its first line
     :ivar language: the word behind the fence
     :ivar marks: the comments right before it: ``not run``, ``file``, ``output``
     :ivar fenced: false: it is only indented
-    :ivar text: what is in it
+    :ivar text: its content
     """
 
     page: str

@@ -1,4 +1,4 @@
-"""A server of the test's own: a program in a directory of its own, killed and started at will."""
+"""A server for one test: a program in its own directory, which a test can kill and restart."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["PeerServer"]
 
 
 class PeerServer(ABC):
-    """A context manager: the program runs in it.
+    """A context manager that runs the program.
 
-    :ivar directory: of its files; it has the file ``log``
+    :ivar directory: of its files, which include ``log``
     """
 
     process: subprocess.Popen[bytes]
 
     def __init__(self, program: str) -> None:
-        self._program = peer(program)  # now: a test that skips later leaves what it has begun
-        # Not in tmp_path, which may be longer than the path of a socket.
+        self._program = peer(program)  # First: a test must skip before anything is created.
+        # Not in tmp_path, whose path may be too long for a unix socket.
         self.directory = Path(tempfile.mkdtemp(prefix=f"{Path(program).name}-"))
 
     @abstractmethod
@@ -35,7 +35,7 @@ class PeerServer(ABC):
 
     @abstractmethod
     def _answers(self) -> bool:
-        """Whether it can be used."""
+        """Return whether the server accepts requests."""
 
     def start(self) -> None:
         with (self.directory / "log").open("ab") as log:

@@ -1,7 +1,7 @@
-"""What tests take of the machine: programs, root, IPv6, namespaces, /proc.
+"""Requirements of tests on the machine: programs, root, IPv6, namespaces, /proc.
 
-A test asks for it here before it uses it. Where it is absent the test is skipped for that reason,
-and with CI=true it fails; at the end of a run conftest.py shows what was absent.
+A test requires each here before it uses it. If one is missing, the test is skipped with that
+reason, or fails with CI=true; at the end of a run conftest.py lists the missing ones.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ IN_CI = os.environ.get("CI") == "true"
 _PLACES = ("/usr/sbin", "/sbin", "/usr/lib/postfix/sbin", "/usr/lib/systemd", "/lib/systemd")
 
 _EVERYWHERE = {"cp", "env", "false", "sh", "sleep", "true"}
-"""Programs that no test has to ask for: POSIX has them."""
+"""Programs of POSIX, which tests may use without a check."""
 
 _INSTALLED = ("/bin/", "/lib/", "/opt/", "/sbin/", "/usr/")
-"""Where programs of the machine are."""
+"""Directories of programs."""
 
 _SEPARATOR = "; "
-"""Between the things that one test lacks."""
+"""Separator of the requirements that one test lacks."""
 
 _asked_for: set[str] = set()
 
 
 def peer(program: str) -> str:
-    """Return the path of *program*; without it the test cannot say anything."""
+    """Return the path of *program*; without it skip the test, or fail it."""
     return peers(program)[0]
 
 
@@ -59,7 +59,7 @@ def peers(*programs: str) -> list[str]:
 def _find(program: str) -> str | None:
     path = shutil.which(program, path=os.pathsep.join([os.environ["PATH"], *_PLACES]))
     if path not in _asked_for:
-        # What skips a test has to be raised in it.
+        # pytest.skip() has to be called in the test's own thread.
         in_test = threading.current_thread() is threading.main_thread()
         assert in_test, f"a test asks for {program} before it starts a thread that does"
     if path is not None:
@@ -68,7 +68,7 @@ def _find(program: str) -> str | None:
 
 
 UNPACKED = Path("/opt/peers")
-"""Where .ci/run unpacks packages that cannot be installed beside each other, as all MTAs."""
+"""Directory of the packages that .ci/run unpacks, as they conflict with each other (the MTAs)."""
 
 
 def unpacked(path: str, *, package: str) -> Path:
@@ -81,14 +81,14 @@ def unpacked(path: str, *, package: str) -> Path:
 
 
 def npm_package(name: str, version: str) -> Path:
-    """Return the directory of a package of npm; it is installed into a cache."""
+    """Return the directory of an npm package, which is installed into a cache."""
     peer("node")
     store = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smtpd-fork-tests"
     package = store / f"{name}-{version}" / "node_modules" / name
     if not (package / "package.json").is_file():
         quiet = ("--no-audit", "--no-fund", "--no-save", "--ignore-scripts", "--loglevel=error")
         store.mkdir(parents=True, exist_ok=True)
-        # Several tests may do so at once: each installs its own, and the first one's stays.
+        # Tests may do this concurrently: each installs its own copy, and the first copy is kept.
         folder = tempfile.mkdtemp(dir=store)
         command = [peer("npm"), "install", "--prefix", folder, *quiet, f"{name}@{version}"]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
@@ -101,7 +101,7 @@ def npm_package(name: str, version: str) -> Path:
 
 
 def cannot(*reasons: str) -> NoReturn:
-    """Skip the test for *reasons*; in CI, where everything is there, fail it."""
+    """Skip the test for *reasons*; in CI, where nothing is missing, fail it."""
     if IN_CI:
         pytest.fail(f"CI has to have it: {_SEPARATOR.join(reasons)}")
     pytest.skip(_SEPARATOR.join(reasons))
@@ -113,7 +113,7 @@ def needs_root() -> None:
 
 
 def needs_ipv6_for(addresses: Iterable[object]) -> None:
-    """Ask for IPv6 if one of *addresses*, or of a command's words, is of it."""
+    """Require IPv6 if one of *addresses*, or of a command's words, is an IPv6 address."""
     if any(re.search(r"::1?(\]|$)", str(address)) for address in addresses):
         needs_ipv6()
 
@@ -142,9 +142,9 @@ def proc(*names: object) -> Path:
 
 
 def namespaces(*options: str) -> list[str]:
-    """Return the command that runs another in namespaces of its own: unshare(1) with *options*.
+    """Return the command that runs another in its own namespaces: unshare(1) with *options*.
 
-    A container or a chroot may have the program and not the right, nor the mount points.
+    In a container or a chroot the program may exist without the permission or the mount points.
     """
     needs_root()
     command = [peer("unshare"), *options]
@@ -162,9 +162,9 @@ SYSTEM_PYTHON = Path("/usr/bin/python3")
 
 
 def table(reasons: Iterable[str]) -> list[str]:
-    """Return the lines that say what was absent, and how many tests that skipped.
+    """Return lines that list the missing requirements, each with the number of skipped tests.
 
-    :param reasons: why each test was skipped, as :func:`cannot` has it
+    :param reasons: of the skipped tests, in the format of :func:`cannot`
     """
     count = Counter(
         one for reason in reasons for one in reason.removeprefix("Skipped: ").split(_SEPARATOR)
@@ -174,7 +174,7 @@ def table(reasons: Iterable[str]) -> list[str]:
 
 
 def watch_programs() -> None:
-    """From now on, an error for every program that a test starts and has not asked for."""
+    """From now on, raise an error for every program that a test starts without a check."""
     sys.addaudithook(_see_program)
 
 
@@ -186,5 +186,5 @@ def _see_program(event: str, arguments: tuple[object, ...]) -> None:
     if program in _asked_for or name in _EVERYWHERE or name.startswith(("python", "smtpd-fork")):
         return
     if Path(program).is_absolute() and not program.startswith(_INSTALLED):
-        return  # the test has made it itself
+        return  # The test has created the program itself.
     raise AssertionError(f"a test starts {program} and has not asked support.peers for it")

@@ -1,6 +1,7 @@
-"""Print a pip.conf with what this machine's pip needs to reach its index, for a pip elsewhere.
+"""Print a pip.conf with the settings that pip on this machine needs to reach its index.
 
-Folders of this machine are left out. Standard library only: any Python with pip can run it.
+The file is for pip in another environment, so directories of this machine are omitted. Standard
+library only: any Python with pip can run it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def settings() -> dict[str, str]:
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     )
     keep: dict[str, str] = {}
-    for line in listed.stdout.splitlines():  # the environment comes first, and wins
+    for line in listed.stdout.splitlines():  # first the variables, which override the files
         name, _, value = line.partition("=")
         key = name.rpartition(".")[2]
         words = [word for word in ast.literal_eval(value).split() if not word.startswith("file:")]

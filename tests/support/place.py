@@ -1,4 +1,4 @@
-"""A place for starts that fail: what faults are made of, what is said, and what is left."""
+"""Starts that fail: the files and addresses they need, their errors, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 MARK = "MARK_OF_A_TEST"
-"""A variable by which a test finds the processes that it is to blame for."""
+"""A variable by which a test finds the processes that it has started."""
 
 BROKEN = """
 import sys
@@ -45,7 +45,7 @@ class Exits:
 
 
 class Place:
-    """A folder, an address and what else faults are made of; sees what was left there."""
+    """A directory, an address and more for invalid settings; checks what a start leaves."""
 
     def __init__(self, folder: Path, certificates: Certificates, taken: int) -> None:
         self.folder = folder
@@ -76,7 +76,7 @@ class Place:
 
     @property
     def good(self) -> tuple[str, ...]:
-        """Options with which nothing is wrong, and each of which could leave something."""
+        """Valid options, each of which could leave something behind."""
         return (
             *("-l", f"127.0.0.1:{self.port}", "-l", f"unix:{self.socket}"),
             *("--pid-file", str(self.pid_file)),
@@ -107,7 +107,7 @@ class Place:
         environment: dict[str, str] | None = None,
         command: list[str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run ``check`` with what :meth:`start` would start with."""
+        """Run ``check`` with the arguments of :meth:`start`."""
         command = [*(command or COMMAND), "check"]
         return self.start(*options, environment=environment, command=command)
 
@@ -121,7 +121,7 @@ class Place:
 
 
 def assert_no_process(mark: str) -> None:
-    """See that every process whose environment has *mark* is ended, or just ending."""
+    """Check that every process whose environment has *mark* has ended, or is ending."""
     needle = f"{MARK}={mark}".encode()
     deadline = time.monotonic() + PATIENCE
     while left := [pid for pid in processes() if needle in environment_of(pid)]:
@@ -141,7 +141,7 @@ def environment_of(pid: int) -> bytes:
 
 
 def only_line(ended: subprocess.CompletedProcess[str]) -> str:
-    """Return the one line that was said, and nothing else was."""
+    """Return the only line of output."""
     assert ended.stdout == ""
     assert ended.stderr.startswith("smtpd-fork: "), ended.stderr
     assert ended.stderr.count("\n") == 1, ended.stderr

@@ -1,4 +1,4 @@
-"""A policy server of the tests' own: it answers what it is told to answer, sense or nonsense."""
+"""A fake policy server: it sends the answers that a test sets, valid or not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Request = dict[str, str]
 
 @dataclass
 class TestPolicy(ScriptedServer):
-    """What a policy server answers, and what it was asked.
+    """Answers of a policy server, and the requests that it received.
 
     :ivar action: of each answer, or a function that returns it
     :ivar says: what it sends in place of an answer
@@ -62,9 +62,9 @@ class TestPolicy(ScriptedServer):
 
 @asynccontextmanager
 async def door(policy: TestPolicy, *more: Any, **keys: Any) -> AsyncIterator[tuple[Client, Any]]:
-    """Serve behind a policy server; yield a client that was greeted, and who has messages.
+    """Serve with a policy server; yield a client that was greeted, and the handler with messages.
 
-    Afterwards neither a connection to it nor a task is left.
+    At the end no connection to it and no task is left.
     """
     before = asyncio.all_tasks()
     tcp, options, greet = keys.pop("tcp", False), keys.pop("options", {}), keys.pop("greet", True)
@@ -80,7 +80,7 @@ async def door(policy: TestPolicy, *more: Any, **keys: Any) -> AsyncIterator[tup
 
 
 async def recipient(client: Client, address: str = "b@example.com") -> tuple[int, str]:
-    """Begin a transaction and name a recipient."""
+    """Begin a transaction and send RCPT."""
     await client.say("RSET", "MAIL FROM:<a@example.org> SIZE=123")
     return code_and_enhanced(await client.say(f"RCPT TO:<{address}>"))
 

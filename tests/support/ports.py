@@ -1,4 +1,4 @@
-"""Ports that a program under test may bind, whatever other tests and their clients do meanwhile."""
+"""Ports that a program under test can bind, whatever other tests and their clients do meanwhile."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 __all__ = ["free_port", "free_ports"]
 
 WORKERS = 16
-"""Parts that the ports are divided into: one for each worker of pytest-xdist."""
+"""Number of ranges that the ports are divided into: one for each worker of pytest-xdist."""
 
 _taken: Iterator[int] | None = None
 
 
 def free_port(host: str = "0.0.0.0") -> int:
-    """Return a port of *host* that nobody has, and that nobody else is given.
+    """Return a free port of *host* that no other test gets.
 
-    Not one that bind(2) of port 0 gives: until the program binds it, it could become the source
-    port of some connection, or another test's. So it is below the range that those are taken from.
+    bind(2) of port 0 does not give such a port: before the program binds it, it could become the
+    local port of a connection, or of another test. So it is below the range of those ports.
     """
-    global _taken  # noqa: PLW0603 - of this process, like the ports
+    global _taken  # noqa: PLW0603 - the ports are per process
     if _taken is None:
         _taken = itertools.cycle(_own_ports())
     for port in _taken:
@@ -38,16 +38,16 @@ def free_port(host: str = "0.0.0.0") -> int:
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Return so many of them."""
+    """Return *count* free ports."""
     return [free_port(host) for _ in range(count)]
 
 
 def _own_ports() -> list[int]:
-    """Return the ports of this worker, from a random one on."""
+    """Return the ports of this worker, starting from a random one."""
     try:
         lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    except FileNotFoundError:  # no /proc
-        lowest = 32_768  # the kernel's default
+    except FileNotFoundError:  # There is no /proc.
+        lowest = 32_768  # The kernel's default.
     top = lowest if lowest > 12_000 else 65_536
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
     ports = list(range(10_000, top))[worker::WORKERS]

@@ -1,4 +1,4 @@
-"""What the system knows of a process: where it listens, its children, whose it is."""
+"""Facts about a process from the system: its listening addresses, children, and user ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.peers import proc
 
 
 def listening(pid: int) -> set[tuple[str, int]]:
-    """Return addresses and ports that a process listens on."""
+    """Return the addresses and ports that a process listens on."""
     mine = set()
     for descriptor in proc(pid, "fd").iterdir():
         with suppress(OSError):
@@ -28,19 +28,19 @@ def listening(pid: int) -> set[tuple[str, int]]:
 
 
 def _address(digits: str) -> str:
-    """Read an address as /proc/net writes it: 32-bit words in the machine's order."""
+    """Parse an address of /proc/net: 32-bit words in the machine's byte order."""
     words = [bytes.fromhex(digits[i : i + 8])[::-1] for i in range(0, len(digits), 8)]
     return str(ip_address(b"".join(words)))
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that a process has started and that still run."""
+    """Return the running child processes of a process."""
     listed = [(thread / "children").read_text().split() for thread in proc(pid, "task").iterdir()]
     return [int(word) for words in listed for word in words if is_alive(int(word))]
 
 
 def identity(pid: int) -> dict[str, list[str]]:
-    """Return the users and groups of a process, by their numbers: real, effective, saved, ..."""
+    """Return the user ids and group ids of a process: real, effective, saved, ..."""
     status = proc(pid, "status").read_text()
     return {
         name: sorted(set(values.split()))

@@ -1,11 +1,11 @@
 """Debian's qpsmtpd-forkserver and smtpd-fork side by side, on loopback, each with its own files.
 
-qpsmtpd has most of what it does from plugins and from a directory of configuration files. It gets
-a private one: ``rcpt_ok`` (it needs one that says yes), ``hosts_allow`` (``-m`` is without effect
-but for it) and ``queue/maildir``. smtpd-fork gets the same by ``--handler`` and ``--hostname``.
+qpsmtpd gets most of its behaviour from plugins and a configuration directory. It gets a private
+one: ``rcpt_ok`` (a plugin has to accept recipients), ``hosts_allow`` (``-m`` has no effect
+without it) and ``queue/maildir``. smtpd-fork gets the same by ``--handler`` and ``--hostname``.
 
-qpsmtpd 0.94 reads ``-H`` and forgets it, so it asks the DNS for every client's name, and taint mode
-keeps it from taking a resolver from the environment. A plugin here gives the answer in its place.
+qpsmtpd 0.94 ignores ``-H``, so it looks up every client's name in the DNS, and taint mode keeps it
+from using a resolver of the environment. A plugin here replaces the look-up.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOOPBACK = "127.0.0.1"
 PLUGINS = ("no_dns", "hosts_allow", "rcpt_ok")
 
 QUIET_SECONDS = 0.4
-"""How long a client that is to hear nothing is listened to."""
+"""Seconds to wait for a client that must receive nothing."""
 
 _DEBIANS_PLUGINS = "/usr/share/qpsmtpd/plugins"
 _NO_DNS = """\
@@ -49,12 +49,12 @@ sub register {
 
 
 def as_user() -> tuple[str, ...]:
-    """Return the option that both need under root, and that neither needs without."""
+    """Return the option that both need as root, and that neither needs otherwise."""
     return ("-u", USER) if os.geteuid() == 0 else ()
 
 
 class Talk:
-    """A client: one connection that says what it is told, and waits for replies."""
+    """A client with one connection, which sends the given lines and waits for replies."""
 
     def __init__(self, port: int, host: str = "127.0.0.1", *, source: str | None = None) -> None:
         local = (source, 0) if source else None
@@ -76,22 +76,22 @@ class Talk:
                 return Reply(int(line[:3]), lines)
 
     def say(self, text: str) -> Reply:
-        """Send *text* and a line's end; return the reply."""
+        """Send *text* and a line end; return the reply."""
         with suppress(ConnectionError):
             self._socket.sendall(text.encode() + b"\r\n")
         return self.reply()
 
     def hears(self, seconds: float = QUIET_SECONDS) -> bool:
-        """Whether anything comes from the server in that time."""
+        """Return whether the server sends anything in that time."""
         return bool(select.select([self._socket], [], [], seconds)[0])
 
     @property
     def closed(self) -> bool:
-        """Whether the server says no more and closes."""
+        """Return whether the server closes the connection without another reply."""
         return self.reply() == (0, [])
 
     def leave(self) -> None:
-        """Say QUIT, and wait for the end."""
+        """Send QUIT, and wait for the end."""
         self.say("QUIT")
         assert self.closed
         self.close()
@@ -108,7 +108,7 @@ class Talk:
 
 
 def first_of(talks: Sequence[Talk]) -> Talk:
-    """Return the first of some clients that hears something."""
+    """Return the first client that receives something."""
     sockets = {talk._socket: talk for talk in talks}
     ready = select.select(list(sockets), [], [], PATIENCE)[0]
     assert ready, "nobody is told anything"
@@ -153,7 +153,7 @@ class Running:
         return self.process.pid
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Signal it, and return its exit status."""
+        """Send it a signal, and return its exit status."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
@@ -166,13 +166,13 @@ class Running:
 
 @dataclass
 class Bench:
-    """One of the two programs, and a directory that is its own, and its user's.
+    """One of the two programs, and a directory that belongs to it and its user.
 
     :ivar folder: the directory
-    :ivar command: how to start it
-    :ivar always: options that it always gets, in place of configuration files of the other
-    :ivar environment: what it finds in its environment
-    :ivar ready: what it logs once it serves
+    :ivar command: the program and its first arguments
+    :ivar always: options that replace configuration files of the other program
+    :ivar environment: its environment variables
+    :ivar ready: the text that it logs when it serves
     """
 
     folder: Path
@@ -190,12 +190,12 @@ class Bench:
         return self.folder / "pid"
 
     def serve(self, *options: str, user: Sequence[str] | None = None) -> Running:
-        """Start it in the foreground, as the user who owns its files."""
+        """Start it in the foreground, as the owner of its files."""
         user = as_user() if user is None else user
         return Running([*self.command, *self.always, *user, *options], self)
 
     def run(self, *options: str) -> subprocess.CompletedProcess[str]:
-        """Run it to its end: for starts that fail, and for --detach."""
+        """Run it until it ends: for starts that fail, and for --detach."""
         return subprocess.run(
             [*self.command, *self.always, *options],
             cwd=self.folder,
@@ -208,7 +208,7 @@ class Bench:
         )
 
     def starts(self, *options: str, user: Sequence[str] | None = None) -> bool:
-        """Whether it serves when it is given *options*."""
+        """Return whether it serves with *options*."""
         try:
             with self.serve(*options, user=user):
                 return True
@@ -217,7 +217,7 @@ class Bench:
 
 
 def make_qpsmtpd(program: str, folder: Path, plugins: Sequence[str] = PLUGINS) -> Bench:
-    """Write a configuration of its own for *program*, which is qpsmtpd-forkserver."""
+    """Write a private configuration for *program*, which is qpsmtpd-forkserver."""
     _make_own(folder)
     _make_own(folder / "spool", 0o700)
     _write(folder / "plugins" / "no_dns", _NO_DNS)
@@ -237,7 +237,7 @@ def make_qpsmtpd(program: str, folder: Path, plugins: Sequence[str] = PLUGINS) -
 
 
 def make_smtpd_fork(folder: Path) -> Bench:
-    """Return smtpd-fork, with what the other has from its files."""
+    """Return smtpd-fork, with options for the settings that the other program has in files."""
     _make_own(folder)
     always = ["--handler", f"maildir:{folder}/Maildir", "--hostname", HOSTNAME]
     return Bench(folder, COMMAND, always, clean_environment(), r"serving, pid \d+$")
@@ -266,7 +266,7 @@ def at(port: int, host: str = LOOPBACK) -> tuple[str, str]:
 
 
 def kind(talk: Talk) -> int:
-    """Return the first digit of what a client is told."""
+    """Return the first digit of the reply to a client."""
     return talk.reply().code // 100
 
 
@@ -285,7 +285,7 @@ def is_free(port: int) -> bool:
 
 
 def outcome(bench: Bench, *options: str) -> tuple[int, str]:
-    """Return the status of a start that fails, and where it says so."""
+    """Return the status of a start that fails, and the stream with the error."""
     done = bench.run(*options)
     return done.returncode, "stdout" if done.stdout else "stderr" if done.stderr else "nowhere"
 

@@ -1,4 +1,4 @@
-"""A server that answers as it is told: with garbage, with nothing, late, or by a reset."""
+"""A server that misbehaves: it answers with garbage, with nothing, late, or with a reset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def raw_server(behaviour: Behaviour, *, port: int = 0) -> AsyncIterator[int]:
-    """Listen, and yield the port; at the end all connections are closed."""
+    """Listen, and yield the port; at the end close all connections."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -40,25 +40,25 @@ async def raw_server(behaviour: Behaviour, *, port: int = 0) -> AsyncIterator[in
 
 
 async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Say nothing until the client goes."""
+    """Send nothing until the client closes."""
     while await reader.read(1 << 16):
         pass
 
 
 async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Reset the connection once something was said."""
+    """Reset the connection after the first data."""
     await reader.read(1)
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
 
 
 async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Close the connection once something was said."""
+    """Close the connection after the first data."""
     await reader.read(1)
 
 
 def says(text: bytes, *, endless: bytes = b"") -> Behaviour:
-    """Say *text* once something was said, then *endless* again and again, if it is any."""
+    """Send *text* after the first data, then *endless* again and again, if it is not empty."""
 
     async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1 << 16)

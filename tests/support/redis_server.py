@@ -1,4 +1,4 @@
-"""A redis-server of the test's own."""
+"""A redis-server for one test."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 PROGRAM = os.environ.get("REDIS_SERVER", "redis-server")
-"""Or ``valkey-server``."""
+"""The program, or ``valkey-server``."""
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 class RedisServer(PeerServer):
-    """It listens on a unix socket and on a port.
+    """A server that listens on a unix socket and on a port.
 
     :param sentinel: configuration; the program is a Sentinel
     :ivar path: of the unix socket
-    :ivar url: of it
+    :ivar url: of the unix socket
     :ivar port: of TCP, or of TLS with *certificates*
     """
 

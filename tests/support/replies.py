@@ -1,4 +1,4 @@
-"""Replies: whether they are well-formed, and texts that a handler may take for some."""
+"""Replies: a check of their syntax, and texts that a handler might return."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ODD: list[Any] = [
     *("250 a\r\n550 b", "250 gr\u00fc\u00df\ud800", "250 " + "x" * 2000, "250\0", "\r\n250 ok"),
     *(b"250 ok", b"\xff", None, 250, [], ["250 ok"], object(), MISSING),
 ]
-"""What handlers were seen to return, or might."""
+"""Texts that handlers have returned, or might return."""
 
 
 async def everything(client: Client) -> bytes:

@@ -1,4 +1,4 @@
-"""A server that answers as rspamd does, with what a test gives it."""
+"""A fake rspamd: it sends the answers that a test sets."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ MESSAGE = "From: a@example.org\r\nSubject: x\r\n\r\nhello\r\n"
 
 @dataclass
 class TestRspamd:
-    """What rspamd answers, and what it was asked.
+    """Answers of rspamd, and the requests that it received.
 
-    :ivar answer: as JSON, or bytes as they are sent
-    :ivar password: without it the status is 403
+    :ivar answer: as JSON, or bytes that are sent unchanged
+    :ivar password: a request without it gets the status 403
     :ivar before: is awaited before an answer
     :ivar messages: headers and bodies
     """
@@ -75,7 +75,7 @@ async def rspamd_server(
     tls: ssl.SSLContext | None = None,
     path: str = "",
 ) -> AsyncIterator[TestRspamd]:
-    """Serve, at a port or a unix socket; at the end the connections are closed."""
+    """Serve, at a port or a unix socket; at the end close the connections."""
     rspamd = rspamd or TestRspamd()
     application = web.Application(client_max_size=1 << 30)
     application.router.add_route("*", "/{path:.*}", rspamd.handle)
@@ -97,7 +97,7 @@ async def rspamd_server(
 async def door(
     rspamd: TestRspamd, *, options: dict[str, Any] | None = None, **keys: Any
 ) -> AsyncIterator[tuple[Client, Collect]]:
-    """Serve in front of rspamd; yield a client that was greeted, and what keeps the messages."""
+    """Serve with rspamd; yield a client that was greeted, and the handler with the messages."""
     kept, sockets = Collect(), open_sockets()
     async with rspamd_server(rspamd):
         async with (
@@ -118,7 +118,7 @@ async def send(client: Client, *to: str, text: str = MESSAGE) -> Reply:
 
 
 async def outcome(answer: dict[str, Any] | bytes, **keys: Any) -> tuple[str, list[bytes]]:
-    """Return the reply to a message about which rspamd answers that, and what is stored."""
+    """Return the reply to a message with this answer of rspamd, and the stored messages."""
     async with door(TestRspamd(answer), **keys) as (client, kept):
         reply = await send(client)
     return f"{reply.code} {reply.text}", kept.messages

@@ -1,4 +1,4 @@
-"""A server of the tests' own, on a unix socket or a port: it counts its connections."""
+"""A fake server on a unix socket or a port; it counts its connections."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["ScriptedServer", "listening"]
 
 @dataclass(kw_only=True)
 class ScriptedServer(ABC):
-    """A server whose subclass knows a protocol.
+    """A server; a subclass implements its protocol.
 
-    :ivar talk: what it does with a connection instead
-    :ivar connections: ever
-    :ivar open: connections now
-    :ivar writers: theirs
+    :ivar talk: a function that serves a connection instead
+    :ivar connections: number of all connections
+    :ivar open: number of open connections
+    :ivar writers: of the open connections
     """
 
     talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None
@@ -51,7 +51,7 @@ class ScriptedServer(ABC):
             self.open -= 1
 
     def hang_up(self) -> None:
-        """Close all connections, as a server does that waited for too long."""
+        """Close all connections, as a server does after its timeout."""
         for writer in self.writers:
             writer.close()
 
@@ -61,7 +61,7 @@ ServerT = TypeVar("ServerT", bound=ScriptedServer)
 
 @asynccontextmanager
 async def listening(server: ServerT, *, tcp: bool = False) -> AsyncIterator[ServerT]:
-    """Run a server on a unix socket or on a port; afterwards no connection of it is open."""
+    """Run a server on a unix socket or on a port; at the end all its connections are closed."""
     with tempfile.TemporaryDirectory(prefix="scripted-server-") as directory:
         if tcp:
             listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
@@ -73,7 +73,7 @@ async def listening(server: ServerT, *, tcp: bool = False) -> AsyncIterator[Serv
         try:
             yield server
         finally:
-            listener.close()  # else uvloop waits for it for ever at the end of a test that failed
+            listener.close()  # otherwise uvloop waits forever for it after a failed test
     async with asyncio.timeout(10):
         while server.open:
             await asyncio.sleep(0.001)

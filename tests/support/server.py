@@ -1,4 +1,4 @@
-"""A server in the test's own loop."""
+"""A server in the test's event loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def serve(handler: Any, **options: Any) -> AsyncIterator[Server]:
-    """Serve on a free port; afterwards the gate's counts must be exactly 0."""
+    """Serve on a free port; at the end the gate's counts must be 0."""
     options.setdefault("listen", ["127.0.0.1:0"])
     needs_ipv6_for(options["listen"])
     options.setdefault("hostname", "mx.example.com")
@@ -33,7 +33,7 @@ async def serve(handler: Any, **options: Any) -> AsyncIterator[Server]:
 
 @asynccontextmanager
 async def greeted(handler: Any, **options: Any) -> AsyncIterator[Client]:
-    """Serve, and yield a client that has been greeted and has said EHLO."""
+    """Serve, and yield a client that has been greeted and has sent EHLO."""
     async with serve(handler, **options) as server:
         async with await Client.to(server.addresses[0]) as client:
             await client.greet()
@@ -41,13 +41,13 @@ async def greeted(handler: Any, **options: Any) -> AsyncIterator[Client]:
 
 
 async def until(happened: Callable[[], object]) -> None:
-    """Wait for something that happens in this loop, and that nobody announces."""
+    """Poll until a condition of this event loop is true that has no event."""
     async with asyncio.timeout(PATIENCE):
         while not happened():
             await asyncio.sleep(0.001)
 
 
 def running(server: Server) -> Running:
-    """Return what a server has between its start and its end."""
+    """Return the runtime of a server, which exists from its start to its end."""
     assert server._running is not None
     return server._running

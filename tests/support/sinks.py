@@ -1,4 +1,4 @@
-"""Sinks without a server: their replies, and what is left of them after their end."""
+"""Sinks without a server: their replies, and what is left after they were closed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def open_sockets() -> set[str]:
 
 @asynccontextmanager
 async def closing(sink: SinkT) -> AsyncIterator[SinkT]:
-    """Close the sink; afterwards no task of it is left, and no socket."""
+    """Close the sink; no task and no socket of it may be left."""
     before = asyncio.all_tasks()
     sockets = open_sockets()
     try:
@@ -53,7 +53,7 @@ async def closing(sink: SinkT) -> AsyncIterator[SinkT]:
 
 
 class Keeps(Sink):
-    """Keeps the recipients of each message, and answers as it is told."""
+    """Stores the recipients of each message, and gives the replies that a test sets."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)

@@ -1,4 +1,4 @@
-"""Runs a Python snippet as a program, with ``await`` where it likes, as ``python -m asyncio`` does.
+"""Run a Python snippet as a program, with top-level ``await``, as ``python -m asyncio`` does.
 
 python stand_alone.py FILE
 """

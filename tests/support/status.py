@@ -1,4 +1,4 @@
-"""A server whose status is told by HTTP, in the test's own loop, and a client for it."""
+"""A server with the HTTP service for its status, in the test's event loop, and an HTTP client."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Page(NamedTuple):
 
 
 class Watched(NamedTuple):
-    """A server, its status, and where that is told."""
+    """A server, its status, and the address of the HTTP service."""
 
     server: Server
     status: StatusServer
@@ -43,7 +43,7 @@ class Watched(NamedTuple):
 
 
 async def ask(address: Any, request: bytes) -> Page:
-    """Send a request as it stands; read all that comes. A reset is an answer of nothing."""
+    """Send a request unchanged; read the whole answer. A reset is an empty answer."""
     answer = b""
     async with asyncio.timeout(PATIENCE):
         if isinstance(address, str):
@@ -71,7 +71,7 @@ async def get(address: Any, path: str, *, method: str = "GET", accept: str = "*/
 async def watched(
     handler: Any, *, at: str = "127.0.0.1:0", **options: Any
 ) -> AsyncIterator[Watched]:
-    """Serve mail, and tell how that goes; afterwards the gate's counts must be exactly 0."""
+    """Serve mail and the status; at the end the gate's counts must be 0."""
     options.setdefault("listen", ["127.0.0.1:0"])
     options.setdefault("hostname", "mx.example.com")
     options.setdefault("shutdown_timeout", 5)

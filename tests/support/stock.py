@@ -1,7 +1,8 @@
-"""The faults of stock aiosmtpd that smtpd_fork.smtp.SMTP exists to be free of, each shown on both.
+"""Bugs of stock aiosmtpd that smtpd_fork.smtp.SMTP does not have, each shown with both.
 
-One probe for each, the answer that stock gives, and the one that we give. A test of the first half
-that fails says that aiosmtpd was mended, and one of the second that we are broken.
+There is one probe for each bug, with the result of stock aiosmtpd and that of smtpd-fork. If a test
+with the stock result fails, aiosmtpd has fixed the bug; if one with the other result fails,
+smtpd-fork has it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ BEGIN = ("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA")
 
 
 class Keep:
-    """Takes all messages, and what hooks are given."""
+    """Accepts every message, and stores the arguments of its hooks."""
 
     supports_dsn = supports_binarymime = True
 
@@ -47,9 +48,9 @@ class Keep:
 
 
 class Bench:
-    """What a probe has: one of the two engines, and certificates.
+    """The environment of a probe: one of the two session classes, and certificates.
 
-    :ivar sessions: all that were made, oldest first
+    :ivar sessions: all sessions, oldest first
     """
 
     def __init__(self, engine: type[aiosmtpd.smtp.SMTP], certificates: Certificates) -> None:
@@ -61,7 +62,7 @@ class Bench:
     async def client(
         self, handler: Any = None, *, tls: bool = False, **options: Any
     ) -> AsyncIterator[Client]:
-        """Serve, and connect a client; afterwards no session is left."""
+        """Serve, and connect a client; at the end no session is left."""
         loop = asyncio.get_running_loop()
         options.setdefault("auth_require_tls", False)
 
@@ -97,7 +98,7 @@ async def codes(client: Client, *commands: str) -> list[int]:
 
 
 class Fault(NamedTuple):
-    """A probe, and what it finds with each engine."""
+    """A probe, and its result with each session class."""
 
     probe: Callable[[Bench], Awaitable[Any]]
     stock: object

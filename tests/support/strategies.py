@@ -1,4 +1,4 @@
-"""Strategies of hypothesis that several files draw from."""
+"""Strategies of hypothesis that several test files use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of a supervisor (``--processes``), as its log names them."""
+"""The child processes of a supervisor (``--processes``), from its log."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 TWO = (*LOCAL, "--processes", "2")
 
 PATIENT = ("--fleet-timeout", "5s")
-"""So that the processes share their limits even on a busy machine."""
+"""A setting with which the processes share their limits even on a busy machine."""
 
 SERVES = r"process (\d) of \d serves, pid (\d+)$"
 
@@ -43,7 +43,7 @@ class Handler:
 
 
 def pids(log: str, of: int = 2) -> list[int]:
-    """Return the pids of the processes that ever served: the first ones by number, later ones."""
+    """Return the pids of all processes that have served: first ones by number, then later ones."""
     found = re.findall(SERVES, log, re.MULTILINE)
     return [int(pid) for _, pid in (*sorted(found[:of]), *found[of:])]
 
@@ -61,7 +61,7 @@ def greetings(
     source: str = "127.0.0.1",
     refused: bytes = b"421 ",
 ) -> int:
-    """Connect so many clients at once; return how many are greeted. The others must be refused."""
+    """Connect *count* clients concurrently; return how many are greeted. Others must be refused."""
     address = ("127.0.0.1", daemon.port)
     socks = [socket.create_connection(address, PATIENCE, (source, 0)) for _ in range(count)]
     replies = [clients.enter_context(sock).recv(200)[:4] for sock in socks]
@@ -89,7 +89,7 @@ def limit_failures(folder: Path, limits: str) -> tuple[str, ...]:
 
 
 def attempt_auth(client: SMTP, password: str) -> int:
-    """Return the code of the reply to an attempt of bob."""
+    """Return the code of the reply to a login of bob."""
     client.ehlo()
     return client.docmd("AUTH PLAIN", b64encode(f"\0bob\0{password}".encode()).decode())[0]
 

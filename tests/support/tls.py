@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Certificates:
-    """A CA, and a server's certificate for localhost, as contexts and as files."""
+    """A CA, and a server certificate for localhost, as contexts and as files."""
 
     def __init__(self, folder: Path) -> None:
         authority = trustme.CA()

@@ -1,4 +1,4 @@
-"""Transcripts: commands as a page shows them, and what they print, compared with some latitude."""
+"""Transcripts: commands of a page and their output, compared with the real output."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _LOOSE = (
     (r"(?<![\d.])\d+\.\d+(?![\d.])", "N"),
     (r"\b\d{5,}\b", "N"),
 )
-"""What is another thing each time: patterns, and what stands for it on both sides."""
+"""Texts that differ in each run: patterns, and their replacements on both sides."""
 
 
 class Command(NamedTuple):
     """One command of a console block.
 
-    :ivar line: where on the page it stands
-    :ivar text: what is typed
-    :ivar shown: the output that the page shows
+    :ivar line: its line number on the page
+    :ivar text: the command
+    :ivar shown: the output on the page
     """
 
     line: int
@@ -61,7 +61,7 @@ class Command(NamedTuple):
 def commands_of(text: str, first_line: int) -> list[Command]:
     """Return the commands of a console block.
 
-    The prompt is what the first line begins with. A command goes on behind a backslash, and on
+    The first line begins with the prompt. A command continues behind a backslash, and on
     lines that begin with ``> ``, as a shell shows it.
 
     :raises ValueError: the first line has no prompt
@@ -95,20 +95,20 @@ _REDIRECTS = re.compile(r"[<>]+[&|]?")
 
 
 _INNER = re.compile(r"\$\(([^()]*)\)")
-"""A command within a word in quotes."""
+"""A command substitution within a quoted word."""
 
 
 def programs_of(text: str) -> set[str]:
-    """Return the programs that a command of a page calls, by name.
+    """Return the names of the programs that a command of a page calls.
 
-    Those in pipes, lists, subshells and ``$(...)`` too; not those that the shell itself has, nor
-    those that are given with a path.
+    These include programs in pipes, lists, subshells and ``$(...)``, but neither builtins of the
+    shell nor programs that are called by a path.
     """
     lexer = shlex.shlex(text.replace("\\\n", " "), posix=False, punctuation_chars=";&|()<>\n")
     lexer.whitespace, lexer.commenters = " \t", ""
     found, begins, skips = set(), True, False
     for word in lexer:
-        if skips or _REDIRECTS.fullmatch(word):  # and the file behind it
+        if skips or _REDIRECTS.fullmatch(word):  # the redirection, and then its file
             skips = not skips
         elif _ENDS_A_COMMAND.fullmatch(word):
             begins = True
@@ -121,14 +121,14 @@ def programs_of(text: str) -> set[str]:
 
 
 def loosened(text: str) -> str:
-    """Return *text* with what changes from run to run replaced by words."""
+    """Return *text* with the texts that differ in each run replaced by words."""
     for pattern, word in _LOOSE:
         text = re.sub(pattern, word, text)
     return text
 
 
 def is_as_shown(printed: str, shown: str) -> bool:
-    """Say whether *printed* is what a page shows; ``...`` there is anything, or any lines."""
+    """Return whether *printed* matches the page, where ``...`` stands for any text or lines."""
     pattern = ""
     for line in _lines(shown):
         if line == "...":

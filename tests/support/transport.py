@@ -1,4 +1,4 @@
-"""A transport on one end of a connection, whose other end the test has."""
+"""A transport on one end of a connection; a test has the other end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOST = ("lost", None)
 
 
 class Recorder(asyncio.Protocol):
-    """Records its calls; *keep_open* at the end of input."""
+    """Records the calls of its methods; *keep_open*: not closed at the end of input."""
 
     def __init__(self, *, keep_open: bool = False) -> None:
         self.events: list[Any] = []
@@ -68,7 +68,7 @@ def begun(poll: SocketPoll, sock: socket.socket, protocol: Any) -> Any:
 
 
 async def receive(sock: socket.socket, size: int) -> bytes:
-    """Return *size* bytes, or what comes until the end."""
+    """Return *size* bytes, or those until the end."""
     loop, got = asyncio.get_running_loop(), b""
     while len(got) < size and (part := await loop.sock_recv(sock, 1024 * 1024)):
         got += part

@@ -1,4 +1,4 @@
-"""Upgrades: the new processes of a daemon, and a load meanwhile."""
+"""Upgrades: the new processes of a daemon, and a load during an upgrade."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TAKEN = r"process (\d+) has inherited the sockets"
 
 
 class Successors:
-    """The new processes, each of which an upgrade started; a context manager that ends them.
+    """New processes of successive upgrades; a context manager that ends them.
 
     :ivar pids: theirs, in order
     """
@@ -31,7 +31,7 @@ class Successors:
         self.pids: list[int] = []
 
     def upgrade(self) -> int:
-        """Have the last one hand over; return the pid of the next."""
+        """Upgrade the last process; return the pid of the new one."""
         last = self.pids[-1] if self.pids else self.daemon.process.pid
         os.kill(last, signal.SIGUSR2)
         count = len(self.pids) + 1
@@ -53,10 +53,10 @@ class Successors:
 
 
 class Load:
-    """smtp-source, over and over, until it is told to finish; a context manager.
+    """smtp-source, in a loop until it is stopped; a context manager.
 
-    :ivar sent: how many messages it was asked to send
-    :ivar faults: what it complained of
+    :ivar sent: number of messages that it was asked to send
+    :ivar faults: its error messages
     """
 
     ROUND = 300

@@ -16,7 +16,7 @@ TRUST: dict[str, Any] = {"xclient_trust": ["127.0.0.1"]}
 
 
 class Looks(Discard):
-    """Keeps what is known of the client of each message."""
+    """Stores the attributes of the client of each message."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
@@ -27,13 +27,13 @@ class Looks(Discard):
 
 
 async def named(client: Client, words: str) -> str:
-    """Name a client; return the code, and the text."""
+    """Send XCLIENT; return the code and the text of the reply."""
     reply = await client.say(f"XCLIENT {words}")
     return f"{reply.code} {reply.text}"
 
 
 async def proxy_to(server: Server, words: str, *, source: str | None = None) -> tuple[Client, str]:
-    """Connect as a proxy, and name a client."""
+    """Connect as a proxy, and send XCLIENT."""
     client = await Client.to(server.addresses[0], source=source)
     await client.greet("proxy.example")
     return client, await named(client, words)

@@ -1,7 +1,7 @@
 """Zygote: a process that has imported the program, and forks for each command that tests run.
 
-Half of the time of a command is its imports. Here they are done once for each worker of pytest. A
-command is started so if it ends by itself, and if nothing depends on exec(2): see
+Imports take half of the time of a command. The zygote does them once for each worker of pytest.
+Only commands that end by themselves and do not depend on exec(2) are started this way: see
 :func:`support.daemon.run`.
 """
 
@@ -27,7 +27,7 @@ _STATUS = struct.Struct("!i")
 
 
 class Zygote:
-    """The process, as the tests have it."""
+    """The zygote, as used by the tests."""
 
     def __init__(self) -> None:
         self._sock, theirs = socket.socketpair()
@@ -41,7 +41,7 @@ class Zygote:
     def run(
         self, words: Sequence[str], *, cwd: Path, environment: Mapping[str, str], timeout: float
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
+        """Run a command until it ends."""
         request = json.dumps({"words": words, "cwd": str(cwd), "environment": environment}).encode()
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             files = [output.fileno(), errors.fileno()]
@@ -55,7 +55,7 @@ class Zygote:
 
 @cache
 def zygote() -> Zygote:
-    """Return that of this worker of pytest."""
+    """Return the zygote of this worker of pytest."""
     return Zygote()
 
 
@@ -73,7 +73,7 @@ def _receive(sock: socket.socket, size: int) -> bytes:
 
 
 def _become_a_command(sock: socket.socket) -> list[str]:
-    """Fork for each request; return, in the child, the words of its command line."""
+    """Fork for each request; return, in the child process, the words of its command line."""
     while True:
         length, files, _, _ = socket.recv_fds(sock, _LENGTH.size, 2)
         if not length:
@@ -97,7 +97,7 @@ def _become_a_command(sock: socket.socket) -> list[str]:
 
 
 if __name__ == "__main__":
-    import smtpd_fork.cli.command  # noqa: F401 - that is what the process is for
+    import smtpd_fork.cli.command  # noqa: F401 - imported so that each child process has it
     from smtpd_fork.cli import main
 
     sys.argv = ["smtpd-fork", *_become_a_command(socket.socket(fileno=int(sys.argv[1])))]
