@@ -1,1 +1,1 @@
-"""A fuzzer for sessions, and the dialogues that it starts from."""
+"""Fuzzers of sessions and of protocol clients, and the corpus of the session fuzzer."""

@@ -1,4 +1,4 @@
-"""A client of the fuzzer: sends a dialogue in packets, ends in any way, and judges the replies."""
+"""A client of the fuzzer: it sends a dialogue in packets, closes, and checks the replies."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
 PATIENCE = 10.0
-"""Seconds for a session to end once the client has ended, or has fallen silent."""
+"""Seconds for a session to end after the client has closed or has stopped sending."""
 
 REPLY = re.compile(rb"[2-5]\d\d[ -]")
 
 
 class BrokenError(AssertionError):
-    """The law was broken."""
+    """An invariant was violated."""
 
 
 async def talk(address: Any, data: bytes, end: str, chance: random.Random) -> list[bytes]:
-    """Send *data* in packets, end, and return the lines of the replies."""
+    """Send *data* in packets, end the connection, and return the lines of the replies."""
     loop = asyncio.get_running_loop()
     sock = socket.socket()
     sock.setblocking(False)
@@ -45,19 +45,19 @@ async def talk(address: Any, data: bytes, end: str, chance: random.Random) -> li
                 if chance.random() < 0.3:
                     await asyncio.sleep(chance.choice([0, 0, 0.001]))
         if end == "half-close":
-            with suppress(OSError):  # it has been reset
+            with suppress(OSError):  # The connection was reset.
                 sock.shutdown(socket.SHUT_WR)
         if end == "reset":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
         if end in {"reset", "close"}:
             listener.cancel()
         await _in_time(asyncio.wait([listener]), "the session neither answers nor closes")
-        # Who goes on after QUIT may be reset, and then has lost what it did not read.
+        # A client that sends more after QUIT may get a reset, and lose unread replies.
         reset = not listener.cancelled() and listener.result()
     except OSError:
-        pass  # the session has closed already
+        pass  # The session has closed already.
     finally:
-        # The descriptor is soon another's: nobody may wait for this one by then.
+        # The descriptor is reused soon: no task may wait for this socket by then.
         listener.cancel()
         await asyncio.wait([listener])
         sock.close()
@@ -65,7 +65,7 @@ async def talk(address: Any, data: bytes, end: str, chance: random.Random) -> li
 
 
 async def _in_time(happens: Awaitable[object], otherwise: str) -> None:
-    """Wait for something, and break if it takes too long."""
+    """Wait for something, and raise BrokenError with the text *otherwise* after a timeout."""
     try:
         await in_turns(happens, PATIENCE)
     except TimeoutError:
@@ -73,7 +73,7 @@ async def _in_time(happens: Awaitable[object], otherwise: str) -> None:
 
 
 async def _listen(sock: socket.socket, heard: bytearray) -> bool:
-    """Hear all that the session says; return whether it ended in a reset."""
+    """Receive all that the session sends; return whether the connection was reset."""
     loop = asyncio.get_running_loop()
     try:
         while part := await loop.sock_recv(sock, 65536):
@@ -84,7 +84,7 @@ async def _listen(sock: socket.socket, heard: bytearray) -> bool:
 
 
 def _lines(heard: bytes, *, whole: bool) -> list[bytes]:
-    """Return the lines of the replies; each must be one. Behind STARTTLS may be an alert of TLS."""
+    """Return the lines of the replies, which must be valid. A TLS alert may follow STARTTLS."""
     lines = heard.split(b"\r\n")
     last = lines.pop()
     for index, line in enumerate(lines):

@@ -1,8 +1,8 @@
-"""The second law of the fuzzer: the same bytes give the same result however they are cut.
+"""The second invariant of the fuzzer: the result does not depend on how the bytes are cut.
 
-A stream is fed to sessions of the same settings, once whole and then cut in every way that this
-file knows; what was answered, whether the session was closed and which messages were taken must be
-the same. Mostly that is done without a socket; some streams go over the wire, also under TLS.
+A stream is fed to sessions with the same settings, whole and then cut in each way that this module
+knows. The replies, the end of the session and the accepted messages must be the same. Most streams
+use no socket; some are sent over a socket, also under TLS.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from support.tls import Certificates
 
 WAYS = 12
-"""Ways in which a stream is cut, beside the one into single bytes."""
+"""Number of ways in which a stream is cut, besides single bytes."""
 
 LONGEST = 1500
-"""Bytes of a stream: each of its bytes is a packet once."""
+"""Size of the longest stream that is also cut at each byte, bytes."""
 
 _PIECES = [
     *(b"\r\n", b"\r\n", b"\r", b"\n", b"\0", b".", b"..", b"\r\n.", b"\n.\n", b"\n.\r\n", b"x"),
@@ -53,11 +53,11 @@ _BINARY = b"MAIL FROM:<a@b.example> BODY=BINARYMIME\r\nRCPT TO:<c@d.example>\r\n
 
 
 class CutError(AssertionError):
-    """The law was broken."""
+    """The invariant was violated."""
 
 
 def well_formed(chance: random.Random) -> bytes:
-    """Return a stream of transactions by DATA and BDAT, with any text, that ends with QUIT."""
+    """Return a stream of transactions with DATA and BDAT and random text, which ends with QUIT."""
     parts = [chance.choice(_HELLO[:2]) if chance.random() < 0.8 else chance.choice(_HELLO)]
     if chance.random() < 0.3:
         parts.append(chance.choice(_AUTH))
@@ -80,12 +80,12 @@ def well_formed(chance: random.Random) -> bytes:
 
 
 def ways(chance: random.Random, length: int) -> Iterator[list[int]]:
-    """Return places to cut *length* bytes at."""
+    """Return lists of offsets at which to cut *length* bytes."""
     yield list(range(length))
     for _ in range(WAYS):
         first = chance.randrange(length + 1)
         count = chance.choice([1, 1, 2, 3, 10])
-        if chance.random() < 0.5:  # near to each other
+        if chance.random() < 0.5:  # Offsets that are near to each other.
             yield [first + chance.randrange(8) for _ in range(count)]
         else:
             yield [first, *(chance.randrange(length + 1) for _ in range(count - 1))]
@@ -94,8 +94,8 @@ def ways(chance: random.Random, length: int) -> Iterator[list[int]]:
 class Cuts:
     """Cuts streams.
 
-    :ivar count: results that were compared
-    :ivar commands: replies in them
+    :ivar count: number of compared results
+    :ivar commands: number of replies in them
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class Cuts:
         self._client: ssl.SSLContext | None = None
 
     async def serve(self, stack: AsyncExitStack, certificates: Certificates) -> None:
-        """Start the servers of the streams that go over the wire."""
+        """Start the servers for the streams that are sent over a socket."""
         self._client = certificates.client
         tls = {"tls_cert": str(certificates.cert), "tls_key": str(certificates.key)}
         trust = {"listen": ["smtp+proxy:127.0.0.1:0"], "proxy_trust": ["127.0.0.0/8"]}
@@ -140,7 +140,7 @@ class Cuts:
     async def offline(self, chance: random.Random, stream: bytes) -> None:
         """Cut *stream* for sessions without a socket.
 
-        :raises CutError: some result is another one; the message tells the bytes and the packets
+        :raises CutError: a result differs; the message contains the bytes and the packets
         """
         bare, line = chance.choice(list(BareNewline)), chance.choice([0, 0, 20, 1000])
         lmtp, proxied = chance.random() < 0.2, chance.random() < 0.1
@@ -192,7 +192,7 @@ class Cuts:
     async def over_the_wire(self, chance: random.Random) -> None:
         """Cut a stream that ends its session, and send it to a server.
 
-        :raises CutError: as :meth:`offline`
+        :raises CutError: as in :meth:`offline`
         """
         assert self._client is not None
         server, handler, proxied = chance.choice(self._servers)

@@ -1,9 +1,8 @@
-"""The fuzzer of what Dovecot's authentication service says, for the conversation without a socket.
+"""The fuzzer of the client of Dovecot's authentication service, without a socket.
 
-Its first law: whatever the service says, a conversation goes on, or ends with an error, and what it
-keeps is bounded. Its second: the same bytes give the same however they are cut. Its third: a client
-has authenticated only by an answer OK that names a user, and what it is sent is base64 that it can
-take.
+Invariants: (1) with any input a conversation continues, or ends with an error, and its memory is
+bounded. (2) The result does not depend on how the bytes are cut. (3) A client is authenticated only
+after an answer OK that names a user, and the length of each challenge is limited.
 
     python tests/fuzz/dovecot.py --seconds 30 [--seed N]
 """
@@ -45,7 +44,7 @@ WORDS = [
 
 
 def a_play(chance: random.Random) -> bytes:
-    """Return a stream that nobody has written."""
+    """Return a random stream."""
     said = OPENING if chance.random() < 0.8 else OPENING[: chance.randrange(len(OPENING))]
     for _ in range(chance.randrange(1, 12)):
         words = [chance.choice(COMMANDS), *chance.choices(WORDS, k=chance.randrange(4))]
@@ -56,7 +55,7 @@ def a_play(chance: random.Random) -> bytes:
 
 
 def go(said: bytes, cuts: Sequence[int]) -> object:
-    """Return all that matters of a conversation."""
+    """Return the relevant state of a conversation."""
     conversation, answers, error = Conversation(7), [], ""
     edges = sorted({0, len(said), *(cut % (len(said) + 1) for cut in cuts)})
     try:

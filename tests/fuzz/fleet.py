@@ -1,9 +1,9 @@
-"""A fleet under load while everything fails. One law: when it is quiet again, all counts are exact.
+"""A fleet under load with failures. Invariant: in the pauses all counts are exact.
 
 Four daemons share a Redis. Clients come and go from a few addresses, while Redis and the daemons
 are killed, stopped and resumed, scripts and data are flushed, connections cut and settings
-reloaded, at random. In each pause all nodes have to be back, what is held has to be in Redis to the
-session, each limit holds over all nodes, and when the clients have gone there is no count left.
+reloaded, at random. In each pause all nodes have to be in the fleet, Redis has to have each
+session, each limit has to apply over all nodes, and without clients all counts have to be 0.
 Otherwise, and after an internal error in a log, the exit status is 1.
 
     python tests/fuzz/fleet.py --seconds 600 [--seed N] [--loop asyncio]
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script
+sys.path.insert(0, str(Path(__file__).parents[1]))  # Needed if the file runs as a script.
 
 from support.control import CONTROL, ask
 from support.daemon import Daemon
@@ -40,10 +40,10 @@ from smtpd_fork.gate.fleet_share import KNOWN_SECONDS
 
 NODES = 4
 ROUND_SECONDS = 8.0
-"""Of faults, then a pause in which all is compared."""
+"""Seconds of failures before each pause in which all counts are compared."""
 
 SETTLED_SECONDS = 20.0
-"""Until then all nodes have to be back, and their counts told."""
+"""Seconds until all nodes have to be back in the fleet, with their counts sent."""
 
 CLIENTS = 100
 ADDRESSES = [f"127.0.0.{number}" for number in range(11, 19)]
@@ -58,13 +58,13 @@ MESSAGE = (
 
 
 class BrokenError(Exception):
-    """The law does not hold."""
+    """The invariant was violated."""
 
 
 class Soak:
-    """A Redis, the daemons, the load and the faults.
+    """A Redis, the daemons, the load and the failures.
 
-    :ivar happened: faults and clients by kind
+    :ivar happened: number of failures and clients, by kind
     """
 
     def __init__(self, folder: Path, chance: random.Random, loop: str) -> None:
@@ -95,7 +95,7 @@ class Soak:
     # -- load ------------------------------------------------------------------------------------
 
     async def client(self) -> None:
-        """Be one client after another."""
+        """Run one client after another."""
         while True:
             await self._load.wait()
             try:
@@ -129,7 +129,7 @@ class Soak:
     # -- faults ----------------------------------------------------------------------------------
 
     async def fault(self) -> None:
-        """Have one thing fail."""
+        """Cause one failure."""
         faults: list[Callable[[], object]] = [
             self._kill_node, self._stop_node, self._reload, self._kill_redis, self._stop_redis,
             self._command("FLUSHALL"), self._command("SCRIPT", "FLUSH"),
@@ -241,9 +241,8 @@ class Soak:
                     wanted[source] += 1
                 else:
                     writer.close()
-                    if (
-                        wanted[source] < PER_CLIENT and b"from" in line
-                    ):  # not: no slot here just now
+                    # A refusal without "from" is that of a node without a free slot.
+                    if wanted[source] < PER_CLIENT and b"from" in line:
                         raise BrokenError(f"{source} has {wanted[source]}: {line.decode()}")
                 if wanted[source] > PER_CLIENT:
                     raise BrokenError(f"{source} has {wanted[source]}")
@@ -263,7 +262,7 @@ class Soak:
     # -- all of it -------------------------------------------------------------------------------
 
     async def run(self, seconds: float) -> None:
-        """Run rounds of load and faults, each with a check at its end."""
+        """Run rounds of load and failures, each with a check at its end."""
         end = time.monotonic() + seconds
         clients = [asyncio.create_task(self.client()) for _ in range(CLIENTS)]
         try:
@@ -299,9 +298,9 @@ class Soak:
 
 
 def soak(seconds: float, seed: int, loop: str) -> Counter[str]:
-    """Run it; return what happened.
+    """Run the test; return the number of events by kind.
 
-    :raises BrokenError: the law does not hold
+    :raises BrokenError: the invariant was violated
     """
     with tempfile.TemporaryDirectory() as folder:
         with Soak(Path(folder), random.Random(seed), loop) as running:
@@ -318,7 +317,7 @@ def soak(seconds: float, seed: int, loop: str) -> Counter[str]:
 
 
 def main() -> int:
-    """Run from the command line; the exit status says whether the law holds."""
+    """Run from the command line; the exit status is 1 if the invariant was violated."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))

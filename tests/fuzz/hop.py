@@ -1,9 +1,9 @@
-"""The fuzzer of a next hop's replies, for the client that has no socket.
+"""The fuzzer of the client of a next hop, without a socket.
 
-Its first law: whatever the hop says, a client has a state and, if that is BROKEN, a reason; what it
-keeps is bounded, and the reason shows no password. Its second: the same bytes give the same however
-they are cut. Its third: a recipient has the message only if the hop said so, once for each of them
-in LMTP, after the end of the message was given to it.
+Invariants: (1) with any replies a client has a state and, if that is BROKEN, a reason; its memory
+is bounded, and the reason contains no password. (2) The result does not depend on how the bytes
+are cut. (3) A recipient counts as delivered only after a positive reply to the end of the message,
+in LMTP one for each recipient.
 
     python tests/fuzz/hop.py --seconds 60 [--seed N]
 """
@@ -57,7 +57,7 @@ WORDS = [
     *(b"250-XCLIENT ADDR NAME\r\n", b"250-XFORWARD NAME\r\n", b"554 5.7.1 no\r\n"),
     *(b"\r", b"\0", b"\xff\xfe", b"\x1b[31m", b"\xe2\x80\xa8", b"x" * 700, b"250-x\r\n" * 200),
 ]
-"""Besides them the hop repeats what it got, as an echo."""
+"""The hop may also repeat the bytes that it got."""
 
 DECIDED = re.compile(rb"(?m)^2[0-9]{2}(?: [^\r\n]*)?\r?$")
 
@@ -69,7 +69,7 @@ CLIENTS = (MailClient(("192.0.2.7", 25), "x.example"), MailClient(("2001:db8::7"
 class Play(NamedTuple):
     """A dialogue, so that it can be repeated.
 
-    :ivar rounds: of the hop; the client sends all it can between them
+    :ivar rounds: data of the hop; between them the client sends all it can
     :ivar origin: commands XFORWARD of each transaction
     """
 
@@ -82,7 +82,7 @@ class Play(NamedTuple):
 
 @dataclass
 class _Content:
-    """The pieces of a message, and what the hop said since the last of them was taken."""
+    """The pieces of a message, and the data of the hop since the last piece was read."""
 
     ended: bool = False
     said: bytearray = field(default_factory=bytearray)
@@ -94,7 +94,7 @@ class _Content:
 
 
 class _Run:
-    """One client that goes through a play."""
+    """One client in a play."""
 
     def __init__(self, play: Play) -> None:
         self._play = play
@@ -103,7 +103,7 @@ class _Run:
         self._sent = bytearray()
 
     def go(self, cuts: Sequence[int]) -> object:
-        """Return all that matters of the client in the end: not the text of the reason."""
+        """Return the relevant final state of the client, without the text of the reason."""
         for said in self._play.rounds:
             for _, content in self._orders:
                 if content.ended:
@@ -131,7 +131,7 @@ class _Run:
             self._take()
 
     def _is_ready(self) -> bool:
-        """Whether a transaction may begin; its client is to be named first."""
+        """Return whether a transaction may begin; XFORWARD has to be sent first."""
         client = self._client
         if client.state is State.READY and self._play.terms.xclient:
             client.set_client(CLIENTS[len(self._orders) % 2])
@@ -166,7 +166,7 @@ class _Run:
 
 
 def a_play(chance: random.Random) -> Play:
-    """Return a dialogue that nobody has written."""
+    """Return a random dialogue."""
     login: dict[str, Any] = {"user": "u", "password": PASSWORD} if chance.random() < 0.4 else {}
     starttls = chance.choice(["no", "no", "no", "offered", "required"])
     xclient = not login and chance.random() < 0.4

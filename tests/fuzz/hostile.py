@@ -1,11 +1,10 @@
-"""Hostile sessions against the real daemon. One law: what has ended is not in memory any more.
+"""Hostile sessions against the daemon. Invariant: the memory of a session is freed at its end.
 
-Clients that come, do harm and go: garbage, half handshakes, messages, chunks and AUTH that break
-off, large envelopes, and connections that are closed, half closed, reset or left. Some talk before
-the greeting, some are denied, some are put into the tarpit, some guess passwords, and some come by
-way of a trusted host that names them by XCLIENT. The daemon's
-resident memory after a tenth of them is what it needs; if it has grown by the end, the exit status
-is 1.
+The clients send garbage, half handshakes, and messages, chunks and AUTH that break off, and large
+envelopes; their connections are closed, half-closed, reset or abandoned. Some send before the
+greeting, some are denied, some are delayed by the tarpit, some guess passwords, and some come
+through a trusted host that names them with XCLIENT. If the daemon's resident memory grows between a
+tenth of the sessions and the end, the exit status is 1.
 
     python tests/fuzz/hostile.py --sessions 100000 [--tls] [--seed N] [--loop asyncio]
 """
@@ -29,7 +28,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script, and in the daemon: it loads Takes
+# Needed if the file runs as a script, and in the daemon, which loads Takes.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from aiosmtpd.smtp import MISSING, AuthResult
 from support.daemon import PATIENCE, Daemon
@@ -39,20 +39,21 @@ from support.tls import Certificates
 from smtpd_fork.sinks import Discard
 
 AT_ONCE = 32
-"""Clients side by side."""
+"""Number of concurrent clients."""
 
 ADDRESSES = 1000
-"""Loopback addresses that they come from: what the gate knows of them is known after a tenth."""
+"""Loopback addresses of the clients: the gate knows all of them after a tenth of the sessions."""
 
 TOLERANCE = 20 << 20
-"""Bytes by which resident memory may grow between the first tenth and the end: what the allocator
-needs. 250 bytes kept of each of 90,000 sessions are more, and so was each cycle under TLS."""
+"""Bytes by which resident memory may grow between the first tenth and the end, for the allocator.
+250 bytes for each of 90,000 sessions are more; so was a reference cycle of each TLS session.
+"""
 
 LARGEST = 300_000
-"""Bytes of the largest part of a message."""
+"""Size of the largest part of a message, bytes."""
 
 TRUSTED = "127.9.9.9"
-"""The host that names its clients."""
+"""The host that names its clients with XCLIENT."""
 
 TARPIT = 0.1
 """Seconds that a reply is delayed."""
@@ -70,30 +71,30 @@ ENVELOPE = (HELLO, MAIL, RCPT)
 
 
 class Takes(Discard):
-    """The daemon's handler: takes messages, and has the session ask for credentials."""
+    """The daemon's handler: it accepts messages, and has an AUTH mechanism with challenges."""
 
     async def auth_SLOW(self, server: Any, args: list[str]) -> None:
-        """A mechanism that is offered without an authenticator; asks twice, and refuses."""
+        """A mechanism that needs no authenticator; it sends two challenges, and refuses."""
         for _ in range(2):
             await server.challenge_auth("more")
 
     async def handle_VRFY(self, server: Any, session: Any, envelope: Any, address: str) -> Any:
-        """Have replies be delayed, and another client be denied for a moment."""
+        """Delay replies, and deny another client for a moment."""
         session.tarpit = TARPIT
         server.deny(address.partition("@")[0], seconds=0.5)
         return MISSING
 
 
 async def check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
-    """Authenticate nobody."""
+    """Refuse all credentials."""
     return AuthResult(success=False, handled=False)
 
 
 class Flood:
-    """So many hostile sessions.
+    """A number of hostile sessions.
 
     :param port: of the daemon
-    :param client: the clients' context, where the port speaks TLS
+    :param client: the clients' context, if the port uses TLS
     """
 
     def __init__(self, port: int, client: ssl.SSLContext, *, tls: bool, seed: int) -> None:
@@ -103,19 +104,19 @@ class Flood:
         self._chance = random.Random(seed)
         self.begun = 0
         self.harmed = 0
-        """Sessions that did what they came for, before the daemon ended them."""
+        """Number of sessions that did their harm before the daemon ended them."""
 
     def run(self, sessions: int) -> None:
-        """Run so many more, and see them all end."""
+        """Run *sessions* sessions, and wait for their ends."""
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            # Each has a generator of its own: what it does depends on the seed alone.
+            # Each session has a generator of its own, so that its actions depend on the seed alone.
             seeds = [self._chance.random() for _ in range(sessions)]
             for harmed in threads.map(self._one, seeds):
                 self.begun += 1
                 self.harmed += harmed
 
     def _one(self, seed: float) -> bool:
-        """Run one; return whether the daemon let it do harm."""
+        """Run one session; return whether it did its harm."""
         chance = random.Random(seed)
         number = chance.randrange(ADDRESSES)
         source = (f"127.{number // 250 + 1}.{number % 250 + 1}.1", 0)
@@ -123,7 +124,8 @@ class Flood:
         if trusted:
             source = (TRUSTED, 0)
         harmed = False
-        with suppress(OSError), ExitStack() as opened:  # the daemon may have closed first
+        # OSError: the daemon may have closed the connection first.
+        with suppress(OSError), ExitStack() as opened:
             sock = socket.create_connection(("127.0.0.1", self._port), PATIENCE, source)
             opened.enter_context(sock)
             sock = self._do_harm(sock, chance, opened, trusted=trusted)
@@ -160,20 +162,20 @@ class Flood:
         return sock
 
     def _encrypted(self, sock: socket.socket, opened: ExitStack) -> socket.socket:
-        """Return the socket that takes the place of one, after the handshake."""
+        """Return the encrypted socket after the handshake."""
         return opened.enter_context(self._client.wrap_socket(sock, server_hostname="localhost"))
 
     @staticmethod
     def _leave(sock: socket.socket, chance: random.Random) -> None:
         way = chance.random()
         if way < 0.4:
-            linger = struct.pack("ii", 1, 0)  # close(2) resets
+            linger = struct.pack("ii", 1, 0)  # close(2) then sends a RST
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         elif way < 0.6:
             sock.shutdown(socket.SHUT_WR)
             read_all(sock)
         elif way < 0.61:
-            read_all(sock)  # until the daemon's time limits
+            read_all(sock)  # Stays open until the daemon's timeouts.
 
 
 def read_reply(sock: socket.socket) -> bytes:
@@ -276,7 +278,7 @@ HARMS = [
 
 
 def resident(pid: int) -> int:
-    """Return the bytes of a process that are in memory (proc(5))."""
+    """Return the resident memory of a process, in bytes (proc(5))."""
     status = proc(pid, "status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) << 10
 
@@ -290,7 +292,7 @@ def sockets(pid: int) -> int:
 
 
 def settled(pid: int, listening: int) -> int:
-    """Return what is in memory once the last session has ended."""
+    """Return the resident memory once the last session has ended."""
     deadline = time.monotonic() + PATIENCE
     while sockets(pid) > listening:
         if time.monotonic() > deadline:
@@ -300,7 +302,7 @@ def settled(pid: int, listening: int) -> int:
 
 
 def has_tarpit(port: int, client: ssl.SSLContext | None) -> bool:
-    """Whether a reply can still be delayed: none of those that waited is counted for good."""
+    """Return whether a reply can still be delayed: the number of delayed replies is 0 again."""
     sock = socket.create_connection(("127.0.0.1", port), PATIENCE)
     with sock if client is None else client.wrap_socket(sock, server_hostname="localhost") as sock:
         read_reply(sock)
@@ -311,7 +313,7 @@ def has_tarpit(port: int, client: ssl.SSLContext | None) -> bool:
 
 
 def measure(sessions: int, *, tls: bool, seed: int, loop: str = "uvloop") -> list[int]:
-    """Run hostile sessions; return what is in memory after 10, 50 and 100% of them, in bytes.
+    """Run hostile sessions; return the resident memory after 10, 50 and 100% of them, in bytes.
 
     :raises AssertionError: the daemon failed, or does not serve any more
     """
@@ -347,7 +349,7 @@ def is_flat(memory: list[int]) -> bool:
 
 
 def main() -> int:
-    """Run from the command line; the exit status says whether memory is flat."""
+    """Run from the command line; the exit status is 1 if memory grows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", type=int, default=100_000)
     parser.add_argument("--tls", action="store_true", help="TLS from the start, not STARTTLS")

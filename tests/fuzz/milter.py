@@ -1,9 +1,9 @@
-"""The fuzzer of a milter's answers, for the conversation that has no socket.
+"""The fuzzer of the client of a milter, without a socket.
 
-Its first law: whatever a milter says, a conversation ends with a fault or goes on, each transaction
-of it has one verdict at most, and what it keeps is bounded. Its second: the same bytes give the
-same however they are cut. Its third: a changed message has one header above its body and no bare
-line end, and a new address is one that a client could have sent.
+Invariants: (1) with any input a conversation ends with an error or continues, each transaction has
+at most one verdict, and its memory is bounded. (2) The result does not depend on how the bytes are
+cut. (3) A changed message has one header before its body and no bare line end, and a new address is
+one that a client could have sent.
 
     python tests/fuzz/milter.py --seconds 30 [--seed N]
 """
@@ -46,7 +46,7 @@ COMMANDS = b"aabcccccdefhhiimmlpqrsty+-24OZ\0"
 
 
 class Play(NamedTuple):
-    """What a milter says: first its options, then the frames of each turn."""
+    """Data of a milter: first its options, then the frames of each step."""
 
     protocol: int
     turns: Sequence[bytes]
@@ -57,7 +57,7 @@ def _frame(command: bytes, data: bytes) -> bytes:
 
 
 def a_play(chance: random.Random) -> Play:
-    """Return a dialogue that nobody has written."""
+    """Return a random dialogue."""
     protocol = chance.choice([0, 0x100000, 0xFF080, 0x1FF7FF, chance.getrandbits(22)])
     version = chance.choice([6, 6, 6, 2, 4, 1, 7])
     turns = [_frame(b"O", struct.pack(">III", version, 0x1FF, protocol))]
@@ -82,7 +82,7 @@ def _steps(conversation: Conversation, parts: Parts) -> Iterator[Step]:
 
 
 def go(play: Play, cuts: Sequence[int]) -> object:
-    """Return all that matters of a conversation."""
+    """Return the relevant state of a conversation."""
     conversation, sent = Conversation(ROOM), b""
     conversation.send(_steps(conversation, Parts(MESSAGE)), each_recipient=True)
     verdicts = []
@@ -101,7 +101,7 @@ def go(play: Play, cuts: Sequence[int]) -> object:
 
 
 def _made_of(conversation: Conversation) -> object:
-    """Return the verdict, and what becomes of the message by it."""
+    """Return the verdict, and the message with its changes."""
     verdict, parts, made = conversation.verdict, Parts(MESSAGE), b""
     if verdict is not None and verdict.kind is Kind.ACCEPT:
         made = parts.edited(verdict.edits, leading_space=conversation.leading_space)

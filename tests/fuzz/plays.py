@@ -1,4 +1,4 @@
-"""Plays: dialogues that nobody has written, each of which is judged; it drives small fuzzers."""
+"""Plays: random dialogues whose results are checked; this module runs the small fuzzers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 LONGEST_PLAY = 4000
-"""Bytes: where a play may be cut into packets."""
+"""Maximum offset at which a play may be cut into packets, bytes."""
 
 
 class Plays(NamedTuple):
-    """Makes and judges plays.
+    """Makes and checks plays.
 
-    :ivar what: they are, for the last line
+    :ivar what: a name of the plays, for the last line
     :ivar make: returns one
-    :ivar judge: raises an error if a law was broken by one, cut at these offsets
+    :ivar judge: raises an error if one, cut at these offsets, violates an invariant
     """
 
     what: str
@@ -29,9 +29,9 @@ class Plays(NamedTuple):
     judge: Callable[[Any, Sequence[int]], None]
 
     def fuzz(self, seed: int, seconds: float) -> int:
-        """Play until the time is over; return how often.
+        """Run plays until the time is over; return their number.
 
-        :raises BrokenError: a law was broken
+        :raises BrokenError: an invariant was violated
         """
         chance, end, count = random.Random(seed), time.monotonic() + seconds, 0
         while time.monotonic() < end:
@@ -45,7 +45,7 @@ class Plays(NamedTuple):
         return count
 
     def main(self, description: str | None) -> None:
-        """Fuzz from the command line; options of the session fuzzer have no effect."""
+        """Fuzz from the command line; other options of the session fuzzer have no effect."""
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--seconds", type=float, default=30.0)
         parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))

@@ -1,8 +1,8 @@
-"""The fuzzer of a policy server's answers, for the client that has no socket.
+"""The fuzzer of the client of a policy server, without a socket.
 
-Its first law: whatever a server says, a client has a state and, if that is BROKEN, a reason; what
-it keeps is bounded. Its second: the same bytes give the same however they are cut. Its third: an
-action is one that came before the next request was sent, and its reply is one line of 4yz or 5yz.
+Invariants: (1) with any answers a client has a state and, if that is BROKEN, a reason; its memory
+is bounded. (2) The result does not depend on how the bytes are cut. (3) An action comes from an
+answer before the next request, and its reply is one line of 4yz or 5yz.
 
     python tests/fuzz/policy.py --seconds 30 [--seed N]
 """
@@ -39,13 +39,13 @@ WORDS = [
 
 
 class Play(NamedTuple):
-    """What a policy server says after each request."""
+    """Data of a policy server after each request."""
 
     answers: Sequence[bytes]
 
 
 def a_play(chance: random.Random) -> Play:
-    """Return answers that nobody has written."""
+    """Return random answers."""
     answers = []
     for _ in range(chance.randrange(1, 6)):
         said = b""
@@ -60,7 +60,7 @@ def a_play(chance: random.Random) -> Play:
 
 
 def go(play: Play, cuts: Sequence[int]) -> object:
-    """Return all that matters of a client in the end."""
+    """Return the relevant final state of a client."""
     client, questions = PolicyClient(), []
     for answer in play.answers:
         if client.state is State.READY:
@@ -82,7 +82,7 @@ def go(play: Play, cuts: Sequence[int]) -> object:
 
 
 def _see(client: PolicyClient, packet: int) -> None:
-    if len(client._received) > 2 * LONGEST_ANSWER + packet:  # line ends may be CR LF
+    if len(client._received) > 2 * LONGEST_ANSWER + packet:  # Line ends may be CR LF.
         raise BrokenError(f"{len(client._received)} bytes are held")
     if (client.state is State.BROKEN) != (client.fault is not None):
         raise BrokenError(f"{client.state} with the reason {client.fault}")

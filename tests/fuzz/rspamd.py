@@ -1,8 +1,8 @@
-"""The fuzzer of rspamd's answers.
+"""The fuzzer of the parser of rspamd's answers.
 
-Its first law: whatever rspamd answers, it is an answer or an error of one kind. Its second: a
-changed message has one header above its body, no bare line end and no octet beyond ASCII in its
-header. Its third: a new address is one that a client could have sent.
+Invariants: (1) any data gives an answer or one kind of error. (2) A changed message has one header
+before its body, no bare line end, and only ASCII in its header. (3) A new address is one that a
+client could have sent.
 
     python tests/fuzz/rspamd.py --seconds 30 [--seed N]
 """
@@ -74,7 +74,7 @@ def _value(chance: random.Random, depth: int) -> Any:
 
 
 def _block(chance: random.Random) -> dict[str, Any]:
-    """Return a block for milters, most of which makes sense."""
+    """Return a mostly valid ``milter`` block."""
     added = [
         chance.choice(TEXTS),
         {"value": chance.choice(TEXTS), "order": chance.choice(NUMBERS[:6])},
@@ -93,7 +93,7 @@ def _block(chance: random.Random) -> dict[str, Any]:
 
 
 def a_play(chance: random.Random) -> Play:
-    """Return an answer that nobody has written."""
+    """Return a random answer."""
     answer: dict[str, Any] = {chance.choice(KEYS): _value(chance, 0) for _ in range(2)}
     answer["action"] = chance.choice(ACTIONS)
     if chance.random() < 0.7:
@@ -110,7 +110,7 @@ def a_play(chance: random.Random) -> Play:
 
 
 def judge(play: Play, _: Sequence[int]) -> None:
-    """See that the laws hold."""
+    """Check the invariants."""
     parts = Parts(MESSAGE)
     try:
         answer = parse_answer(play.body)

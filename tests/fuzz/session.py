@@ -1,15 +1,17 @@
-"""The session fuzzer. Its first law: whatever arrives, the session answers or closes, and the gate
-returns to 0. Its second, in ``cuts.py``: the same bytes give the same result however they are cut.
+"""The session fuzzer.
+
+Invariants: (1) with any input the session answers or closes, and the gate's counts return to 0.
+(2) The result does not depend on how the bytes are cut (``cuts.py``).
 
 It runs real servers on loopback, mutates the dialogues in ``corpus/``, cuts them into packets at
-random, and ends them in every way a client can: half-closed, closed, reset, or in silence. Beside
-the law it sees that every reply line is one, that nothing was logged as a failure by smtpd-fork or
-by asyncio, and that what is held for a client stays bounded.
+random, and ends them in each way a client can: half-closed, closed, reset, or silent. It also
+checks that every reply line is valid, that neither smtpd-fork nor asyncio has logged a failure, and
+that the memory for a client is bounded.
 
     python tests/fuzz/session.py --seconds 60 [--seed N] [--loop uvloop] [--grow]
 
-With ``--grow`` a dialogue that brought two replies in an order that was never seen before joins the
-corpus, for this run and, as a file, for all that come.
+With ``--grow`` a dialogue that gets two replies in a sequence that was never seen before is added
+to the corpus, for this run and, as a file, for later ones.
 """
 
 from __future__ import annotations
@@ -49,16 +51,16 @@ from smtpd_fork.smtp.protocol_adapter import BUFFER_SIZE
 CORPUS = Path(__file__).parent / "corpus"
 
 AT_ONCE = 16
-"""Dialogues that run side by side."""
+"""Number of concurrent dialogues."""
 
 LARGEST = 2000
-"""Bytes of a dialogue that may join the corpus."""
+"""Maximum size of a dialogue that is added to the corpus, bytes."""
 
 CUT_EACH = 4
-"""Dialogues of a batch that are cut in many ways, without a socket; one more goes over the wire."""
+"""Dialogues of a batch that are cut in many ways without a socket; one more uses a socket."""
 
 SEEN_FIRST = 10_000
-"""Dialogues before any joins the corpus."""
+"""Number of dialogues before any is added to the corpus."""
 
 MESSAGE_SIZE = 4000
 SILENCE = 0.3
@@ -93,7 +95,7 @@ WORDS = [
 
 
 class Watched(SMTP):
-    """Sees that what is held stays bounded; has a command that waits."""
+    """Checks that memory is bounded; has a command that waits."""
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -106,13 +108,13 @@ class Watched(SMTP):
             raise BrokenError(f"{reading.held} bytes of a message are held")
 
     async def smtp_XSLOW(self, arg: str | None) -> None:
-        """Take a moment."""
+        """Answer after a short time."""
         await asyncio.sleep(0.001)
         await self.push("250 2.0.0 slow")
 
 
 class _Failures(logging.Handler):
-    """Keeps what is logged as a failure."""
+    """Stores failures from the log."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -127,9 +129,9 @@ class _Failures(logging.Handler):
 class Fuzzer:
     """Runs dialogues until its time is over.
 
-    :ivar rounds: dialogues so far
-    :ivar cuts: what cuts streams, and counts them
-    :ivar said: replies so far, by code
+    :ivar rounds: number of dialogues so far
+    :ivar cuts: cuts streams, and counts them
+    :ivar said: number of replies so far, by code
     """
 
     seed: int
@@ -147,7 +149,7 @@ class Fuzzer:
     async def run(self, seconds: float) -> None:
         """Fuzz for *seconds*.
 
-        :raises BrokenError: the law was; the message tells seed, round and the bytes
+        :raises BrokenError: an invariant was violated; the message has seed, round and bytes
         """
         loop = asyncio.get_running_loop()
         old = loop.get_exception_handler()
@@ -199,7 +201,7 @@ class Fuzzer:
                 await self._at_rest([*servers, *self.cuts.servers], batch)
 
     async def _administer(self, servers: list[Server], number: int) -> None:
-        """End some sessions of a batch, as an administrator does, or have slots be short."""
+        """End some sessions of a batch, as an administrator does, or make slots scarce."""
         chance = random.Random(f"{self.seed}/{number}/administer")
         if chance.random() < 0.5:
             return
@@ -217,7 +219,7 @@ class Fuzzer:
                     session.shut_down()
 
     async def _at_rest(self, servers: list[Server], batch: range) -> None:
-        """See that nothing is left of a batch."""
+        """Check that nothing is left of a batch."""
         for _ in range(int(PATIENCE / 0.001)):
             if not any(server.gate.count or server.sessions for server in servers):
                 break
@@ -250,7 +252,7 @@ class Fuzzer:
                 raise BrokenError(f"seed {self.seed}, round {number}, cut: {error}") from None
 
     async def _one(self, servers: list[Server], number: int) -> None:
-        """Hold one dialogue; the same for the same seed and number."""
+        """Run one dialogue, which depends on the seed and the number alone."""
         chance = random.Random(f"{self.seed}/{number}")
         data = self.mutated(chance)
         server = chance.choice(servers)
@@ -268,19 +270,19 @@ class Fuzzer:
             self._learn(data, said)
 
     def _learn(self, data: bytes, said: list[bytes]) -> None:
-        """Keep a dialogue that brought two replies in a new order."""
+        """Keep a dialogue with two replies in a new sequence."""
         codes = [b"", *(CODES.match(line)[0] for line in said)]  # type: ignore[index]  # they are replies
         orders = set(pairwise(codes))
         if orders <= self._orders:
             return
         self._orders |= orders
         if self.rounds < SEEN_FIRST:
-            return  # what the corpus has brought all the time
+            return  # Sequences that the initial corpus already gives.
         self.corpus.append(data)
         (CORPUS / f"found-{hashlib.sha256(data).hexdigest()[:12]}.smtp").write_bytes(data)
 
     def mutated(self, chance: random.Random) -> bytes:
-        """Return a dialogue that is like those of the corpus, more or less."""
+        """Return a mutation of dialogues of the corpus."""
         data = chance.choice(self.corpus)
         for _ in range(chance.choice([0, 1, 1, 2, 3, 5, 8, 20])):
             at = chance.randint(0, len(data))
@@ -293,7 +295,7 @@ class Fuzzer:
                 case 2:
                     data = data[:at] + chance.choice(WORDS) + data[to:]
                 case 3:
-                    data = data[:to] + data[at:]  # once more
+                    data = data[:to] + data[at:]  # repeats a piece
                 case 4:
                     other = chance.choice(self.corpus)
                     data = data[:at] + other[chance.randint(0, len(other)) :]

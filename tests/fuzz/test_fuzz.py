@@ -1,4 +1,4 @@
-"""The fuzzers, for a few seconds; FUZZ_SECONDS has them run longer."""
+"""The fuzzers, for a few seconds each; FUZZ_SECONDS sets a longer time."""
 
 from __future__ import annotations
 

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class Takes:
-    """Takes every message, at once."""
+    """Accepts every message at once."""
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         return "250 2.0.0 Ok"
 
 
 class Judges(Takes):
-    """Has hooks of a transaction that never wait: they need no task."""
+    """Has hooks for a transaction that never wait, so they need no task."""
 
     async def handle_MAIL(
         self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
@@ -39,7 +39,7 @@ class Judges(Takes):
 
 
 class Waits(Judges):
-    """The same, and each hook waits."""
+    """The same hooks, each of which waits."""
 
     async def handle_MAIL(self, *args: Any) -> str:
         await asyncio.sleep(0)
@@ -55,15 +55,15 @@ class Waits(Judges):
 
 
 class Delays(Waits):
-    """Has each reply be delayed."""
+    """Delays each reply."""
 
     async def handle_CONNECT(self, server: Any, session: Any) -> Any:
-        session.tarpit = 0.001  # that is as soon as deadlines are looked at
+        session.tarpit = 0.001  # The delay is over when deadlines are next checked.
         return MISSING
 
 
 class Wavers(Waits):
-    """Has replies be delayed, or no longer, in the middle of all that a client says."""
+    """Starts and stops delaying replies in the middle of the client's input."""
 
     async def handle_EHLO(
         self, server: Any, session: Any, envelope: Any, hostname: str, responses: list[str]
@@ -83,7 +83,7 @@ class Wavers(Waits):
 
 
 class Leaves(Judges):
-    """Has hooks of a session's end as well."""
+    """Has hooks for the end of a session as well."""
 
     async def handle_QUIT(self, server: Any, session: Any, envelope: Any) -> str:
         return "221 2.0.0 Bye"

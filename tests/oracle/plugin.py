@@ -1,6 +1,6 @@
-"""Pytest's plugin: puts our session into aiosmtpd's place, before aiosmtpd's tests import it.
+"""A plugin of pytest that replaces aiosmtpd's session with ours before aiosmtpd's tests import it.
 
-Loaded with ``-p plugin`` in a process of its own; see test_oracle.py, which starts that.
+Loaded with ``-p plugin`` in a separate process, which test_oracle.py starts.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ assert not {"aiosmtpd.controller", "aiosmtpd.lmtp"} & set(sys.modules), "they ha
 
 
 class Session(smtpd_fork.smtp.SMTP):
-    """Has the limit of aiosmtpd's class, as its users set it; ours has none."""
+    """Has the limit of aiosmtpd's class, which its users may change; smtpd_fork's has none."""
 
     line_length_limit = 1001
 
 
 aiosmtpd.smtp.SMTP = Session  # type: ignore[misc]  # that is what it is for
 
-from aiosmtpd.controller import InetMixin  # noqa: E402 - it has to come after the exchange
+from aiosmtpd.controller import InetMixin  # noqa: E402 - the import has to follow the replacement
 
 PORT = int(os.environ["ORACLE_PORT"])
-"""In place of their 8025, so that two runs on one machine do not meet."""
+"""Replaces their port 8025, so that two runs on one machine do not conflict."""
 
 InetMixin.__init__.__defaults__ = (None, PORT, None)
 
@@ -45,24 +45,24 @@ def _resource_filename(package: str, name: str) -> str:
     return str(base.joinpath(*package.split("."), name))
 
 
-# Their conftest.py takes one function from setuptools, which new ones no longer have.
+# Their conftest.py imports one function of pkg_resources, which new setuptools do not have.
 _pkg_resources = ModuleType("pkg_resources")
 _pkg_resources.resource_filename = _resource_filename  # type: ignore[attr-defined]  # as above
 sys.modules["pkg_resources"] = _pkg_resources
 
 
 def pytest_collection_finish() -> None:
-    """Have their fixtures use our port."""
+    """Let their fixtures use our port."""
     their_conftest = sys.modules["aiosmtpd.tests.conftest"]
     their_conftest.HostPort.__new__.__defaults__ = ("localhost", PORT)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note what was wrong with a test; nothing, if it passed in all its phases."""
+    """Record the error of a test; an empty text if it passed in all its phases."""
     wrong = f"{report.when}: {report.longreprtext}\n" if report.failed else ""
     _reports[report.nodeid] = _reports.get(report.nodeid, "") + wrong
 
 
 def pytest_sessionfinish() -> None:
-    """Hand all over to who asked."""
+    """Write all results to the file."""
     Path(os.environ["ORACLE_REPORT"]).write_text(json.dumps(_reports))

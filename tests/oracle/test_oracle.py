@@ -1,7 +1,7 @@
-"""aiosmtpd's own tests, run against our session: who relies on aiosmtpd may rely on this.
+"""aiosmtpd's own tests, run with smtpd_fork's session: programs for aiosmtpd work with it as well.
 
-Where we differ it is on purpose, and it stands in DIVERGENCES with its reason. What fails and does
-not stand there is a fault; what stands there and passes is to be struck out.
+Intended differences are in DIVERGENCES, with the reason. Any other failure is a bug; an entry whose
+test passes has to be removed.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 RUNS = (
     ("test_smtp",),
     ("test_server",),
-    # test_smtpsmuggling comes last: it leaves its patches in smtplib when it fails.
+    # test_smtpsmuggling is last: if it fails, it leaves its patches in smtplib.
     (
         *("test_starttls", "test_lmtp", "test_smtps", "test_handlers", "test_proxyprotocol"),
         "test_smtpsmuggling",
     ),
 )
-"""Modules of theirs, by the process that runs them: side by side, as they mostly wait."""
+"""Their test modules, by process; the processes run concurrently, because they mostly wait."""
 
 NOT_OURS = tuple(
     f"test_server.py::TestController::test_{name}"
     for name in ("socket_error_", "ready_timeout", "factory_timeout")
 )
-"""They bind a port twice, and where that hangs, it does so with the stock session as well; or they
-measure half a second in their Controller, which a busy machine exceeds. No session is made."""
+"""These tests bind a port twice, which can hang with the stock session as well, or
+measure half a second in their Controller, which a busy machine exceeds. They create no session."""
 
 FEWEST_TESTS = 500
 HANG_SECONDS = 5
-"""One test of theirs hangs (see DIVERGENCES), and is cut then."""
+"""Timeout; one of their tests hangs (see DIVERGENCES)."""
 PATIENCE = 170
 
 PATHS = (
@@ -112,14 +112,14 @@ DIVERGENCES: dict[str, str] = {
     r"test_smtp::TestSMTPWithController::test_long_line_leak": PRIVATE,
     r"test_smtp::TestLimits::test_different_limits_custom_default": PRIVATE,
 }
-"""Pattern of their tests' names, all of which fail, and why they are to."""
+"""Pattern of the names of their tests that must fail, and the reason."""
 
 pytestmark = [pytest.mark.suites, pytest.mark.timeout(PATIENCE + 5)]
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    """What was wrong with each of their tests, by its name; an empty text is nothing."""
+    """Errors of their tests, by name; an empty text means that a test passed."""
     with ThreadPoolExecutor() as pool:
         folders = [tmp_path_factory.mktemp("oracle") for _ in RUNS]
         reports = list(pool.map(_run, RUNS, folders))
@@ -129,7 +129,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 
 
 def _run(modules: Sequence[str], folder: Path) -> dict[str, str]:
-    """Run tests of theirs in *folder*: here they would find our conftest.py."""
+    """Run their tests in *folder*, because in this directory they would find our conftest.py."""
     report = folder / "report.json"
     here = Path(__file__).parent
     options = (

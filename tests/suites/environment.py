@@ -1,6 +1,6 @@
-"""Other projects as PyPI has them: installed in an environment of their own, sources beside it.
+"""Other projects from PyPI, installed in a separate environment, with their unpacked sources.
 
-Made once, and kept in the cache directory until the list changes.
+The environment is created once, and kept in the cache directory until the list changes.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ PINNED = (
     "pytest-localserver==0.10.0.post0",
     "smtpdfix==0.5.3",
 )
-"""The projects, each with tests in its source distribution."""
+"""Projects with tests in their source distribution."""
 
 TOOLS = (
-    "aiosmtpd==1.4.6",  # has its tests in the package
+    "aiosmtpd==1.4.6",  # A project with its tests in the package.
     *("pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-timeout==2.4.0"),
     *("pytest-mock>=3.14", "hypothesis>=6.100", "trustme>=1.2", "setuptools<80"),
     *("nose2==0.16.0", "flufl.testing==0.8"),
-    *("apprise==1.4.5", "PyYAML>=6"),  # mailrise's, which pins others that cannot be built
+    # mailrise pins versions of these dependencies that cannot be built.
+    *("apprise==1.4.5", "PyYAML>=6"),
 )
 
 WITHOUT_DEPENDENCIES = ("mailrise",)
-"""They pin an aiosmtpd that is older than ours takes."""
+"""Projects that pin a version of aiosmtpd older than smtpd-fork supports."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Where the projects are.
+    """The directories of the projects.
 
-    :ivar python: the interpreter that has them
+    :ivar python: the interpreter of the environment
     :ivar sources: a directory with the unpacked source distribution of each, by its name
     """
 
@@ -57,7 +58,7 @@ class Environment:
 
 
 def environment() -> Environment:
-    """Return the environment; make it if it is not there yet."""
+    """Return the environment; create it if it does not exist."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     needed = (*PINNED, *TOOLS, *_our_dependencies(), sys.version)
     name = hashlib.sha256("\n".join(needed).encode()).hexdigest()[:12]
@@ -77,9 +78,9 @@ def environment() -> Environment:
 
 
 def with_our_session(made: Environment, folder: Path) -> Path:
-    """Return an interpreter that is as that of *made*, with our session in aiosmtpd's place.
+    """Return an interpreter with the packages of *made*, and our session in place of aiosmtpd's.
 
-    In an environment on top, not by a variable: Mailman starts its processes without them.
+    It is another environment on top, because a variable would not reach Mailman's processes.
     """
     subprocess.run([made.python, "-m", "venv", "--without-pip", folder], check=True)
     (folder / "witness").mkdir()
@@ -113,7 +114,7 @@ def _unpack(project: str, sources: Path) -> None:
     _pip(Path(sys.executable), "download", *options, project)
     (archive,) = archives.iterdir()
     with tarfile.open(archive) as tar:
-        # As the manual has it for Pythons that may lack the filter.
+        # For Python versions without the filter, as the manual of tarfile recommends.
         tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
         tar.extractall(archives)
     (unpacked,) = (path for path in archives.iterdir() if path.is_dir())

@@ -1,7 +1,7 @@
-"""Puts our session into aiosmtpd's place; imported as Python starts (session_environment()).
+"""Replaces aiosmtpd's session with ours; imported when Python starts (session_environment()).
 
-For each process in which a session of ours is made there is a file in the environment's directory
-``witness``: without one a run would say nothing.
+Each process that creates such a session writes a file to the environment's directory ``witness``,
+so that a run without our session is detected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import smtpd_fork.smtp
 
 
 class SMTP(smtpd_fork.smtp.SMTP):
-    """Ours, seen to be made."""
+    """smtpd_fork's session, which records that it was created."""
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]  # handed on as they came

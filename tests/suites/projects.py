@@ -1,4 +1,4 @@
-"""The projects whose own tests are run, how, and where they differ with our session."""
+"""The projects whose tests are run, the commands, and the intended differences with our session."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ASYNCIO = ("-p", "pytest_asyncio.plugin")
 SPEAK_TO_A_SERVER = (
     *("api", "asyncio", "commands", "connect", "main", "sendmail", "sync", "timeouts", "tls"),
 )
-"""Modules of aiosmtplib's; the others test functions."""
+"""Modules of aiosmtplib's tests that use a server; the others test functions."""
 
 AIOSMTPD = ("--pyargs", "aiosmtpd.tests.test_main", "aiosmtpd.tests.test_misc")
 
@@ -25,14 +25,14 @@ WRITER = "they write to `_writer` or `_reader`, which are private: the session i
 
 @dataclass(frozen=True)
 class Project:
-    """Another project's tests.
+    """The tests of another project.
 
-    :ivar name: on PyPI
+    :ivar name: its name on PyPI
     :ivar command: of ``python -m``, in the directory of its sources, if it has one
     :ivar report: the options of the command for a JUnit report, with ``{}`` for the file
-    :ivar together: both runs may go at the same time: no port of theirs is fixed
+    :ivar together: whether both runs may be concurrent: no port is fixed
     :ivar divergences: patterns of the names of tests that fail with our session and pass with
-        aiosmtpd's, and why they are to
+        aiosmtpd's, and the reason
     """
 
     name: str
@@ -44,19 +44,20 @@ class Project:
 
 PROJECTS = (
     Project(
-        "aiosmtpd",  # what binds a fixed port; test_oracle.py runs the rest with every `make test`
+        "aiosmtpd",  # Tests with a fixed port; test_oracle.py runs the others in every `make test`.
         (*PYTEST, "-p", "pytest_mock", "-c", os.devnull, *AIOSMTPD),
         together=False,
     ),
     Project(
-        "mailrise",  # its tests start no server; use_mailrise.py does
+        "mailrise",  # Its tests start no server; use_mailrise.py does.
         (
-            *(*PYTEST, *ASYNCIO, "-o", "addopts=", "--confcutdir", str(HERE)),  # without ours
+            # --confcutdir: without the fixtures of this project.
+            *(*PYTEST, *ASYNCIO, "-o", "addopts=", "--confcutdir", str(HERE)),
             *("tests", str(HERE / "use_mailrise.py")),
         ),
     ),
     Project(
-        "mailman",  # its LMTP runner, in a process of its own
+        "mailman",  # Its LMTP runner, in a separate process.
         ("nose2", "--config", "unittest.cfg", "-P", "test_lmtp"),
         report=("--plugin", "nose2.plugins.junitxml", "--junit-xml", "--junit-xml-path", "{}"),
         together=False,

@@ -1,8 +1,8 @@
-"""Other projects' own tests: their handlers, sessions and clients work with our session too.
+"""Other projects' tests: their handlers, sessions and clients also work with our session.
 
-Each project's tests are run as they are with aiosmtpd's session, and with ours in its place. What
-passes with the one and fails with the other is a difference; it stands in projects.py with its
-reason, or is a fault. What stands there and passes is to be struck out. ``make suites`` runs this.
+Each project's tests run with aiosmtpd's session and with ours. A test that passes with one and
+fails with the other is a difference: it is listed in projects.py with its reason, or is a bug. A
+listed test that passes has to be removed from the list. ``make suites`` runs this.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PAGE = ROOT / "docs/migrating-from-aiosmtpd.md"
 
 PATIENCE = 240
-"""Seconds for a project's tests."""
+"""Timeout for the tests of a project, seconds."""
 
 pytestmark = [pytest.mark.suites, pytest.mark.timeout(3 * PATIENCE)]
 
@@ -76,7 +76,7 @@ def test_no_test_of_another_project_fails_but_what_is_meant_to(
 
 
 def _documented(project: Project) -> tuple[int, int]:
-    """Return how many tests the page says there are, and how many differ."""
+    """Return the number of tests and of differences that the page documents."""
     row = re.search(
         rf"^\| {project.name} .*?\| (\d+) \| (\d+) \|",
         PAGE.read_text(),
@@ -102,7 +102,7 @@ def _row(
 def _run_both(
     project: Project, installed: Environment, folder: Path
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return what was wrong with each test, with aiosmtpd's session and with ours."""
+    """Return the errors of each test, with aiosmtpd's session and with ours."""
     ours = with_our_session(installed, folder / "environment")
     running = []
     for python, report in ((installed.python, "theirs.xml"), (ours, "ours.xml")):

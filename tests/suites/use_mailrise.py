@@ -1,4 +1,4 @@
-"""mailrise as its users run it: mail in, a notification out. Run with both sessions by suites."""
+"""mailrise in use: mail becomes notifications; test_suites.py runs this with each session."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MESSAGE = "Subject: the door\r\nFrom: a@example.org\r\n\r\nit is open\r\n"
 
 
 class Receiver(HTTPServer):
-    """Takes notifications of Apprise's json://."""
+    """A server for notifications of Apprise's json://."""
 
     def __init__(self, status: int) -> None:
         super().__init__(("127.0.0.1", 0), Post)
@@ -41,7 +41,7 @@ class Post(BaseHTTPRequestHandler):
         self.send_response(self.server.status)
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
         pass
 
 
