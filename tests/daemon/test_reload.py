@@ -66,7 +66,8 @@ def test_all_settings_of_the_file_apply_after_a_reload(tmp_path: Path) -> None:
     with Daemon("--config", str(path), cwd=tmp_path) as daemon, daemon.smtp() as before:
         assert before.ehlo()[1].startswith(b"one.example")
         reload(daemon, path, SECOND.format_map(ports), "configuration reloaded")
-        assert before.ehlo()[1].startswith(b"one.example")  # with the settings of its begin
+        # A session keeps the settings of its start.
+        assert before.ehlo()[1].startswith(b"one.example")
         deliver(before, "old")
         with smtplib.SMTP("127.0.0.2", ports["two"]) as after:
             assert after.ehlo()[1].startswith(b"two.example")

@@ -1,8 +1,7 @@
-"""Pictures of the status page for README, of a daemon with clients: ``make pictures``.
+"""Take the pictures of the status page for the README, of a daemon with clients: ``make pictures``.
 
-They are taken by a headless Chromium, in the light theme and in the dark one, after some minutes in
-which clients of addresses for documentation (RFC 5737) came, by PROXY headers, and some of them
-were refused.
+A headless Chromium takes them, in the light and the dark theme, after some minutes in which clients
+with addresses for documentation (RFC 5737), sent in PROXY headers, connect; some are refused.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ if TYPE_CHECKING:
 DOCS = Path(__file__).parents[2] / "docs"
 
 WIDTH, HEIGHT = 1000, 400
-"""Of the window, in CSS pixels: two columns of tables; the picture is as high as the page."""
+"""Size of the window, CSS pixels: two columns of tables; the picture is as high as the page."""
 
 PAUSE_SECONDS = 3.0
-"""Between clients: the chart has a bar a minute."""
+"""Seconds between clients: the chart has a bar for each minute."""
 
 OPTIONS = (
     *("-l", "smtp+proxy:127.0.0.1:0", "--proxy-trust", "127.0.0.1", "--handler", "discard"),
@@ -42,13 +41,13 @@ OPTIONS = (
 )
 
 CLIENTS = ("192.0.2.7", "192.0.2.7", "192.0.2.7", "198.51.100.23", "203.0.113.9", "203.0.113.88")
-"""What comes again and again: one with too many, one too often, a network that is denied."""
+"""Repeated clients: one over its limit of sessions, one over its rate, a network that is denied."""
 
 STAYING = {"192.0.2.7": "relay.example.net", "198.51.100.4": "mail.example.org"}
 
 
 def visit(stack: ExitStack, port: int, address: str, name: str) -> None:
-    """Come, deliver a message if that is allowed, and stay until the end of *stack*."""
+    """Connect, deliver a message if that is allowed, and stay until the end of *stack*."""
     sock = stack.enter_context(connect(("127.0.0.1", port)))
     lines = stack.enter_context(sock.makefile("rb"))
     sock.sendall(f"PROXY TCP4 {address} 192.0.2.1 4711 25\r\n".encode())
@@ -62,7 +61,7 @@ def visit(stack: ExitStack, port: int, address: str, name: str) -> None:
 
 
 def clients(minutes: float) -> Iterator[str]:
-    """Yield the clients of *minutes*, in an order that is the same each time."""
+    """Yield the clients of *minutes*, in the same order in each run."""
     chance = random.Random(1)
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
@@ -71,7 +70,7 @@ def clients(minutes: float) -> Iterator[str]:
 
 
 def main() -> None:
-    """Start a daemon, have clients come, and take the pictures."""
+    """Start a daemon, connect the clients, and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="of clients; default: 5")
     parser.add_argument("--to", type=Path, default=DOCS, help="directory; default: docs")

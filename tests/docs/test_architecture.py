@@ -1,4 +1,4 @@
-"""docs/architecture.md: what it names is there, and its steps add a rule to a copy."""
+"""docs/architecture.md: the files that it names exist, and its steps add a rule to a copy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PAGE = "docs/architecture.md"
 
 ADDED = {"smtpd_fork/gate/rules/local.py", "tests/docs/test_architecture.py"}
-"""Files that the page names and the project may not have: the walk makes the one."""
+"""Files that the page names and the project may not have: its example creates one."""
 
 BESIDE = ("smtpd_fork/dialogue", "smtpd_fork/observe/control")
 """Packages of files that the page names without them, beside one with them."""
@@ -49,7 +49,7 @@ def test_every_package_has_its_floor_on_the_page() -> None:
 
 
 def patched(text: str, changes: str) -> str:
-    """Return *text* with the hunks of a diff; what each replaces stands there once."""
+    """Return *text* after the hunks of a diff; each replaced text must occur once."""
     for hunk in re.split(r"^@@\n", changes, flags=re.MULTILINE):
         lines = [line or " " for line in hunk.splitlines()]
         old = "\n".join(["", *(line[1:] for line in lines if line[0] != "+"), ""])
@@ -70,7 +70,7 @@ def write(block: Block, folder: Path) -> None:
 
 
 def set_up_python(machine: Machine, programs: Path) -> None:
-    """Have ``make`` and ``smtpd-fork`` run the machine's copy of the project."""
+    """Let ``make`` and ``smtpd-fork`` run the copy of the project in the machine."""
     for script, words in [
         (programs / "smtpd-fork", "-m smtpd_fork"),
         (machine.here / ".venv/bin/python", ""),

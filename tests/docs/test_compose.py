@@ -1,4 +1,4 @@
-"""The container's papers: compose.yaml, haproxy.cfg and the Dockerfile say what is so."""
+"""The files for the container, compose.yaml, haproxy.cfg and the Dockerfile, match the program."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from smtpd_fork.units import parse_duration
 COMPOSE = ROOT / "examples/compose.yaml"
 
 DOCKER_STOP_SECONDS = 10
-"""What `docker stop` waits for, before it kills."""
+"""Seconds that `docker stop` waits before it kills the container."""
 
 
 def services() -> dict[str, dict[str, Any]]:
@@ -102,7 +102,7 @@ def test_the_labels_of_the_image_are_those_of_the_project() -> None:
 def test_the_image_stops_before_it_is_killed_and_asks_for_its_health() -> None:
     text = (ROOT / "Dockerfile").read_text()
     (seconds,) = re.findall(rf"{ENVIRONMENT_PREFIX}SHUTDOWN_TIMEOUT=(\d+)", text)
-    assert float(seconds) + 1 < DOCKER_STOP_SECONDS  # and a second for those that are cut
+    assert float(seconds) + 1 < DOCKER_STOP_SECONDS  # Another second is for sessions that are cut.
     assert "STOPSIGNAL SIGTERM" in text
     assert re.search(r'^ENTRYPOINT \["smtpd-fork"\]$', text, re.MULTILINE), "no shell around it"
     (timeout,) = re.findall(r"^HEALTHCHECK .*--timeout=(\d+)s", text, re.MULTILINE)

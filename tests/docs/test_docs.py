@@ -1,41 +1,42 @@
-"""Every command and every snippet of README.md and docs/*.md is run.
+"""The commands and the snippets of README.md and docs/*.md are run.
 
-How to write a block. Each one is fenced and names its language; what is indented only is no block.
+How to write a block: each block is fenced and names its language; indented text is no block.
 
 ``console``
-    A session in a shell. Lines that begin with ``$ `` (or with ``# ``, as root; the first line says
-    which it is) are commands; they go on behind a backslash, and on lines that begin with ``> ``.
-    What follows is the output, standard error included, and is compared line by line. A line
-    ``...`` is any number of lines, ``...`` in a line is anything; times, ids, pids, figures with
-    a unit or a decimal point and those of five digits and more may be others (the list is
-    ``_LOOSE`` in support/transcript.py). A command that shows no output has to print none, and
-    succeeds. All of a page's console blocks are run in one shell, in their order, as root, in
-    namespaces of their own (support/machine.py): the machine is called mx.example.com, it has
-    a loopback and nothing else, all ports are free, and nothing that is running there, or written
-    to /srv (where the page begins, with Makefile and examples/ as in a clone), /etc, /run, /var/log
-    or /var/mail, is there for the next page. So a daemon is started with ``-d``, anything else that
-    goes on with ``&``; what they print later is waited for. What
-    only looks (cat, grep, curl and so on, ``_LOOKS`` there) is repeated until it shows that.
-    Standard input is /dev/null. ``smtpd-fork`` is this project's.
+    A session in a shell. Lines that begin with ``$ `` (or with ``# ``, as root; the first line has
+    the prompt) are commands, which continue behind a backslash, and on lines that begin with
+    ``> ``. The other lines are the output, including standard error, and are compared. A line
+    ``...`` stands for any number of lines, and ``...`` in a line for any text. Times, ids, pids,
+    numbers with a unit or a decimal point, and numbers of five or more digits may differ (the list
+    is ``_LOOSE`` in support/transcript.py). A command without output has to print nothing, and to
+    succeed.
+
+    All console blocks of a page run in order in one shell, as root, in separate namespaces
+    (support/machine.py). The host name is mx.example.com, the only network interface is loopback,
+    and all ports are free. The page begins in /srv, which has Makefile and examples/ as in a clone.
+    The next page sees neither the processes of this one nor its changes to /srv, /etc, /run,
+    /var/log and /var/mail. So start a daemon with ``-d``, and other background programs with ``&``;
+    the test waits for their later output. A command that only reads (cat, grep, curl and so on,
+    ``_LOOKS`` there) is repeated until its output matches. Standard input is /dev/null.
+    ``smtpd-fork`` is this project's.
 ``python``
-    A program that stands alone, and ends; ``await`` is allowed anywhere. Warnings are errors.
+    A complete program that ends; ``await`` is allowed anywhere. Warnings are errors.
 ``text`` after ``<!-- output -->``
-    What the ``python`` block before it prints, compared in the same way.
+    The output of the ``python`` block before it, compared in the same way.
 ``toml``
-    A file that ``--config`` takes.
+    A valid file for ``--config``.
 ``json``
-    Is read.
+    A valid JSON document.
 ``{toctree}`` and other words in braces
     A directive of Sphinx: test_site.py builds the site.
 ``mermaid``
-    A diagram, made by ``make papers``: test_papers.py sees that it is up to date.
+    A diagram, made by ``make papers``: test_papers.py checks that it is up to date.
 
-``<!-- file: NAME -->`` before a block has it written to NAME (relative to /srv, or below /etc)
-before the next console block is run; a command behind it has to name the file. In any other
-language a block takes that, as nobody but the program that it is for can say whether it is right.
+``<!-- file: NAME -->`` before a block writes it to NAME (relative to /srv, or below /etc) before
+the next console block runs; a later command has to name the file. A block in any other language
+needs this comment, because only the program that reads the file can check it.
 
-``<!-- not run: REASON -->`` before a block is for what cannot be run by a test, and for nothing
-else.
+``<!-- not run: REASON -->`` before a block is only for blocks that a test cannot run.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ if TYPE_CHECKING:
     from support.transcript import Command
 
 MOST_NOT_RUN = 13
-"""Blocks: what runs this test, what installs, and what takes docker or systemd."""
+"""Number of blocks that are not run: they run this test, install, or need docker or systemd."""
 
 SHORTEST_REASON = 20
-"""Characters."""
+"""Length of the shortest reason, characters."""
 
 STAND_ALONE = Path(__file__).parents[1] / "support/stand_alone.py"
 
@@ -75,7 +76,7 @@ WITH_PEERS = {
     *("auth.md", "filters.md", "policy.md", "postfix-and-haproxy.md"),
     *("programs.md", "rspamd.md", "sinks.md"),
 }
-"""Pages whose commands start several other servers: make peers runs them."""
+"""Pages whose commands start several other servers; ``make peers`` runs them."""
 
 
 def blocks(language: str) -> pytest.MarkDecorator:
@@ -110,7 +111,7 @@ def test_what_is_not_run_has_a_reason_and_is_little() -> None:
 def test_every_file_of_a_page_is_used_by_a_command_behind_it(page: Path) -> None:
     for number, block in enumerate(blocks_of(page)):
         if block.is_run and (name := block.marks.get("file")):
-            stem = Path(name).stem  # a handler is named without .py
+            stem = Path(name).stem  # The name of a handler has no .py.
             later = [b.text for b in blocks_of(page)[number:] if b.language == "console"]
             assert any(stem in text for text in later), f"{block.place}: nothing uses {name}"
 
@@ -149,13 +150,13 @@ def test_the_commands_of_a_page_do_what_it_shows(
 
 
 def programs_called(blocks: Iterable[list[Command]]) -> set[str]:
-    """Return what has to be installed for the commands of a page."""
+    """Return the requirements of the commands of a page."""
     called = {name for block in blocks for command in block for name in programs_of(command.text)}
     return called - {"smtpd-fork", "python"}
 
 
 def programs(run: list[Block], request: pytest.FixtureRequest) -> Path:
-    """Return the folder of ``smtpd-fork``: one that any user may use, if one is named."""
+    """Return the directory of ``smtpd-fork``: one that any user may use, if a page names a user."""
     if any(re.search(r"(^|\s)(-u|--user|user =)\s", block.text) for block in run):
         command: list[str] = request.getfixturevalue("command_for_nobody")
         return Path(command[0]).parent
@@ -163,7 +164,7 @@ def programs(run: list[Block], request: pytest.FixtureRequest) -> Path:
 
 
 def run_snippet(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
-    # As it stands on the page, so that a traceback has its lines.
+    # At its line number on the page, so that tracebacks are correct.
     file = folder / "snippet.py"
     file.write_text("\n" * (block.line - 1) + block.text)
     python = [sys.executable, "-X", "dev", "-W", "error", str(STAND_ALONE), str(file)]

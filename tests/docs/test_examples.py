@@ -1,4 +1,4 @@
-"""The examples run as they stand."""
+"""The unchanged examples run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def test_the_embedded_server_gets_its_own_message() -> None:
 
 
 def test_the_gated_controller_refuses_a_third_client_of_one_address() -> None:
-    port = free_port("127.0.0.1")  # aiosmtpd's Controller cannot say which port 0 became
+    # aiosmtpd's Controller does not report the port that it got for port 0.
+    port = free_port("127.0.0.1")
     process = subprocess.Popen(
         [sys.executable, "examples/gated_controller.py", str(port)],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""The keys of the built-in handlers are documented where their handler is."""
+"""The keys of the built-in handlers are documented in the section of their handler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""packaging/kubernetes.yaml: valid by Kubernetes' own schemas, and right for this image."""
+"""packaging/kubernetes.yaml is valid by Kubernetes' own schemas, and matches the image."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MANIFEST = ROOT / "packaging/kubernetes.yaml"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
-"""Of Kubernetes; the schemas are in the package, so nothing is downloaded."""
+"""Versions of Kubernetes; the schemas are in the package, so nothing is downloaded."""
 
 TEXT = MANIFEST.read_text()
 BEHIND_PROXY = re.sub(r"# (- \{name: SMTPD_FORK_\w+|annotations:|  [\w./-]+: \")", r"\1", TEXT)
-"""As the comments have it for a load balancer that sends PROXY headers."""
+"""The manifest as its comments describe it for a load balancer that sends PROXY headers."""
 
 
 def documents(text: str = TEXT) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The lock files: the image is built of what pyproject.toml asks for, by version and hash."""
+"""The lock files: the image has the requirements of pyproject.toml, by version and hash."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 IMAGE = ROOT / "packaging/image.lock"
 BUILD = ROOT / "packaging/build.lock"
 EXTRAS = ("cli", "dns", "metrics", "nats", "passwords", "redis", "rspamd", "s3", "webhook")
-"""Those of the image, see the Dockerfile."""
+"""The extras of the image, see the Dockerfile."""
 
 OF_THE_IMAGE = {
     "python_version": "3.11",
-    "python_full_version": "3.11.7",  # at least: redis needs more before 3.11.3
+    "python_full_version": "3.11.7",  # The minimum: redis needs more packages before 3.11.3.
     "sys_platform": "linux",
     "platform_system": "Linux",
     "platform_python_implementation": "CPython",
@@ -39,7 +39,7 @@ def locked(path: Path) -> dict[str, Version]:
 
 
 def wanted(path: Path) -> list[Requirement]:
-    """Return what pyproject.toml asks for in the image, or for its build."""
+    """Return the requirements in pyproject.toml for the image, or for its build."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     if path == BUILD:
         return [Requirement(text) for text in project["build-system"]["requires"]]
@@ -49,7 +49,7 @@ def wanted(path: Path) -> list[Requirement]:
 
 
 def needed_for(requirement: Requirement) -> set[str]:
-    """Return what a package needs in the image, as far as it is installed here, and itself."""
+    """Return a package and its requirements in the image, as far as they are installed here."""
     found: set[str] = set()
     left = [requirement]
     while left:

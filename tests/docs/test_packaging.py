@@ -1,8 +1,8 @@
-"""The files under packaging/: the wheel installs them, systemd takes them, the daemon runs so.
+"""The files under packaging/: the wheel installs them, systemd accepts them, the daemon runs so.
 
-No systemd runs here (in tests/deb/run one does). Its analyzer judges the files, and what of them
-could be in the daemon's way (the filter of system calls, memory that is not executable, no
-capability) is put around a daemon as systemd would do it.
+No systemd runs here (tests/deb/run starts one). Its analyzer checks the files. The settings that
+could hinder the daemon (the filter of system calls, no executable memory, no capabilities) are
+applied to a daemon as systemd would do it.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def test_what_the_files_say_of_the_daemon_is_so() -> None:
     assert statuses <= set(ExitStatus)
     assert sock["FileDescriptorName"][0] in PROTOCOLS
     assert service["CapabilityBoundingSet"] == [""]
-    # A version of systemd that Debian 12 has knows no notify-reload.
+    # The version of systemd in Debian 12 does not support notify-reload.
     assert service["Type"] == ["notify"]
 
 
@@ -210,7 +210,7 @@ DATA = {
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The prefix of a new environment with nothing but the wheel of the tree as it stands."""
+    """The prefix of a new environment that contains only the wheel of this tree."""
     folder = tmp_path_factory.mktemp("wheel")
     build = f"from flit_core.buildapi import build_wheel; build_wheel({str(folder)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True, capture_output=True)
@@ -233,7 +233,7 @@ def test_the_wheel_installs_the_manual_page_the_units_and_the_example(
 
 
 def test_the_command_of_the_wheel_runs(installed: Path) -> None:
-    """With the libraries of the environment that runs the tests, but not with its smtpd_fork."""
+    """Use the libraries of the environment that runs the tests, but not its smtpd_fork."""
     asked = subprocess.run(
         [installed / "bin/smtpd-fork", "--version"],
         env={"PYTHONPATH": sysconfig.get_path("platlib")},
@@ -248,12 +248,12 @@ def test_the_command_of_the_wheel_runs(installed: Path) -> None:
 
 
 def filtered(names: list[str]) -> set[str]:
-    """Return the system calls of SystemCallFilter= as systemd understands it."""
+    """Return the system calls of SystemCallFilter= as systemd interprets it."""
     allowed: set[str] = set()
     for line in names:
         calls = {call for word in line.lstrip("~").split() for call in members(word)}
         allowed = allowed - calls if line.startswith("~") else allowed | calls
-    # systemd.exec(5): what execve(2) and the exit take is always there; @default is part of all.
+    # systemd.exec(5): execve(2) and the exit calls are always allowed; @default is always included.
     return allowed | members("@default") | {"execve", "exit", "exit_group", "rt_sigreturn"}
 
 
@@ -267,7 +267,7 @@ def members(word: str) -> set[str]:
 
 @pytest.fixture
 def confine(public: Path) -> list[str]:
-    """What goes before a command that systemd would confine."""
+    """The words before a command that confine it as systemd would."""
     needs_root()
     if subprocess.run([SYSTEM_PYTHON, "-c", "import seccomp"], check=False).returncode:
         cannot("python3-seccomp is not installed")
@@ -282,7 +282,7 @@ def confine(public: Path) -> list[str]:
 def test_the_daemon_lives_with_the_filter_and_without_executable_memory(
     public: Path, command_for_nobody: list[str], confine: list[str], loop: str
 ) -> None:
-    """Mail into the Maildir, a reload, an upgrade, a stop."""
+    """Deliver a message into the Maildir, reload, upgrade, and stop."""
     (public / "state").mkdir()
     os.chown(public / "state", 65534, 65534)
     command = [*confine, *command_for_nobody]

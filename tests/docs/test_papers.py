@@ -1,4 +1,4 @@
-"""What the papers say is what the command does."""
+"""The generated and the written documents match the program."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 MOST_OF_A_PICTURE = 150_000
-"""Bytes."""
+"""Maximum size of a picture, bytes."""
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
@@ -35,7 +35,7 @@ def test_what_is_made_of_the_options_is_as_it_would_be_made_now(path: Path) -> N
 
 
 def test_the_example_says_what_holds_without_it(tmp_path: Path) -> None:
-    """Without the marks, every setting that has a default has that one."""
+    """Without the comment marks, every setting that has a default has its default value."""
     example = read("examples/smtpd-fork.toml")
     text = re.sub(r"^#: (.*  # default: .*)$", "", example, flags=re.MULTILINE)
     (tmp_path / "x.toml").write_text(text.replace("#: ", ""))
@@ -79,7 +79,7 @@ def test_every_exit_status_is_explained() -> None:
 
 @pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
 def test_every_page_is_reached_from_the_readme(page: str) -> None:
-    """By the index, whose order test_site.py checks, or by itself."""
+    """By the index, whose order test_site.py checks, or by a link of its own."""
     assert "(docs/index.md)" in read("README.md")
     assert page.removesuffix(".md") in ["index", *read("docs/index.md").split()]
 
@@ -124,7 +124,7 @@ def test_the_readme_opens_with_the_two_commands() -> None:
 
 
 def test_the_readme_says_how_to_install_it_and_compares_it_before_the_rest() -> None:
-    """No host of an index is named; the options have a page of their own."""
+    """No host of an index is named; the options have a separate page."""
     text = read("README.md")
     assert "`pip install 'smtpd-fork[" in text
     assert not re.search(r"--(extra-)?index-url|pypi", text)

@@ -1,6 +1,6 @@
 """The documentation site: make docs builds it, and it works without a network.
 
-What needs Sphinx or a browser has the mark ``site`` and is run by ``make docs-test``.
+Tests that need Sphinx or a browser have the mark ``site``; ``make docs-test`` runs them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def test_each_page_stands_once_in_the_order_of_the_index() -> None:
 
 
 def signatures_of_the_code() -> dict[str, str]:
-    """Return the hooks of ``hooks.py`` by name, as a handler's author writes them."""
+    """Return the hooks of ``hooks.py`` by name, as the author of a handler writes them."""
     found = {}
     for node in ast.walk(ast.parse(read("smtpd_fork/handlers/hooks.py"))):
         if not isinstance(node, ast.FunctionDef):
@@ -54,7 +54,7 @@ def signatures_of_the_code() -> dict[str, str]:
         named = [*node.args.posonlyargs, *node.args.args]
         words = [f"{a.arg}: {ast.unparse(a.annotation)}" for a in named if a.annotation]
         assert node.returns is not None
-        # A coroutine function is what returns an awaitable: the page has what that gives.
+        # A coroutine function returns an awaitable; the page has the result of it.
         returns = re.sub(r"(?:\w+ \| )?Awaitable\[(.*)\]", r"\1", ast.unparse(node.returns))
         found[node.name] = f"{node.name}({', '.join(words)}) -> {returns}"
     return found
@@ -107,7 +107,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def offline(browser: Browser) -> Iterator[tuple[BrowserContext, list[str]]]:
-    """A browser without a network, and what it asked of one."""
+    """A browser without a network, and its requests."""
     context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
     asked: list[str] = []
 

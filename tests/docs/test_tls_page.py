@@ -1,4 +1,4 @@
-"""The commands of docs/tls.md: they run as they stand, but for the ports."""
+"""The commands of docs/tls.md run unchanged except for the ports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def on_free_ports(words: list[str]) -> list[str]:
-    """Have every address on a free port, and none on all interfaces."""
+    """Replace each port by 0, and add an address on loopback if there is none."""
     freed = [re.sub(r":2[54]\d5$", ":0", word) for word in words]
     return freed if "-l" in freed else [*freed, "-l", "127.0.0.1:0"]
 
@@ -74,7 +74,7 @@ def test_a_client_works_as_the_page_says(folder: Path, words: list[str]) -> None
 
 
 def test_the_lines_of_the_log_are_those_of_the_code() -> None:
-    """Each line's fixed words; other tests see that they are logged."""
+    """Each line's fixed words; other tests check that they are logged."""
     table = PAGE.partition("| log line |")[2]
     code = " ".join(path.read_text() for path in sorted((ROOT / "smtpd_fork").rglob("*.py")))
     code = re.sub(r'"\s*\n\s*f?"', "", code)

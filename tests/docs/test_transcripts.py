@@ -1,4 +1,4 @@
-"""What runs the documentation's commands sees what is not as a page shows it."""
+"""The runner of the documentation's commands detects each difference from the page."""
 
 from __future__ import annotations
 

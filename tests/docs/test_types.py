@@ -1,7 +1,7 @@
-"""What type checkers say of programs that use smtpd_fork: examples, snippets, and one of all names.
+"""Type checks of programs that use smtpd_fork: examples, snippets, and one with all names.
 
-Both mypy and pyright are asked. The snippets of the pages are as people write them in a hurry, so
-they are checked as such; the program below is checked as strictly as either can.
+Both mypy and pyright check them. The snippets of the pages have few annotations, so they are
+checked less strictly; the program below is checked as strictly as possible.
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "user.py").write_text(USER)
     (folder / "wrong.py").write_text(WRONG)
     for block in all_blocks("python"):
-        # Some await at the top, as in ``python -m asyncio``.
+        # Some snippets use top-level await, as in ``python -m asyncio``.
         name = re.sub(r"\W", "_", block.place)
         text = textwrap.indent(block.text, "    ")
         (folder / f"{name}.py").write_text(f"async def main() -> None:\n{text}")

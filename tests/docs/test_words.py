@@ -1,4 +1,4 @@
-"""The glossary: words that have a better one in the field are not in what users read."""
+"""The glossary: texts for users contain no word that has a better one in the field."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 START = r"(\A|\n\n|^ *([-*#]+|\d\.|#:|\.[A-Z]+) +|[.!?]\s+|\| )"
-"""A sentence, an item of a list, a heading, a comment or a cell of a table begins behind it."""
+"""Matches before the beginning of a sentence, list item, heading, comment or table cell."""
 
 USE = {
     r"\bsources?\b": "client, origin",
@@ -60,7 +60,7 @@ USE = {
 """Patterns, each with what to write instead (STYLE.md's table)."""
 
 IN_NAMES = {"admitted, accepted, refused", "connection slot", "error", "number, value"}
-"""What to write instead of words that are names in the code as well, or have another meaning."""
+"""Replacements of words that also are names in the code, or have another meaning there."""
 
 IN_CODE = {
     pattern: use
@@ -89,13 +89,13 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
     if path.is_file() and path.name != "CHANGELOG.md"
 )  # fmt: skip
-"""All but the log of changes, which names what was."""
+"""All pages except the changelog, which names former behaviour."""
 
 CALLS = {
     *("critical", "debug", "error", "exception", "info", "log", "report", "warning"),
     *("Refusal", "echo", "reply_line", "say"),
 }
-"""Functions whose texts users read, besides the constructors of errors."""
+"""Functions whose texts users read, in addition to the constructors of errors."""
 
 TEXTS = {"REASON", "TEXT", "reason", "text"}
 """Variables that hold the text of an error or a reply."""
@@ -249,7 +249,7 @@ SEARCHED = {
     "docs/testing.md": ("pytest fixture",),
     "docs/tls.md": ("implicit TLS", "mTLS", "client certificate", "CA certificate", "SNI"),
 }
-"""The field's words, by the page that is about them."""
+"""Words of the field that each page must contain."""
 
 
 @pytest.mark.parametrize("page", SEARCHED)
@@ -262,7 +262,7 @@ def test_a_page_has_the_words_that_its_readers_search_for(page: str) -> None:
     "page", [page for page in PAGES if page.endswith(".md") and "{include}" not in read(page)]
 )
 def test_a_page_begins_with_a_paragraph(page: str) -> None:
-    """It says what the page gives; a list, a table or a block has something in front of it."""
+    """It says what the page gives; a list, a table or a block does not come first."""
     title, paragraph = read(page).split("\n\n")[:2]
     assert title.startswith("# ")
     assert re.match(r"\w|`\w|\[\w", paragraph), paragraph

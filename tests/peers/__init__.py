@@ -1,1 +1,1 @@
-"""Real programs: those that send mail, the letters that each sends, and other servers."""
+"""Real programs: senders of mail, the letters that each sends, and other servers."""

@@ -1,4 +1,4 @@
-"""What each sender is known to do to a message, each with the reason. All else has to arrive."""
+"""Changes that each sender makes to a message, with the reason. All else has to arrive as sent."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ ADDED_FIELDS: dict[str, set[bytes]] = {
     "nullmailer": {b"Message-Id", b"From", b"Date", b"Cc"},
     "msmtp": {b"Message-ID", b"From", b"Date"},
 }
-"""Fields that a sender puts into a header: an MTA its Received, and what is missing."""
+"""Header fields that a sender adds: an MTA adds Received, and fields that are missing."""
 
 NO_EMPTY_LINE = {"dma", "msmtp"}
-"""Those that put no empty line between such fields and the text of a message without a header."""
+"""Senders that put no empty line between added fields and the text of a message with no header."""
 
 
 class Habit(NamedTuple):
-    """What a sender makes of a letter.
+    """Changes that a sender makes to a letter.
 
-    :ivar of: what is sent, of what the sender was given
-    :ivar undo: what is compared, of what arrived and of what was sent
+    :ivar of: returns what is sent of the given message
+    :ivar undo: returns what is compared, of what arrived and of what was sent
     """
 
     reason: str
@@ -140,4 +140,4 @@ REFUSALS: dict[str, dict[str, str]] = {
     },
     "swaks": {"empty": "an empty standard input is taken for the name of a file"},
 }
-"""Letters that a sender does not send at all."""
+"""Letters that a sender refuses to send."""

@@ -1,4 +1,4 @@
-"""The rows of docs/accepted-mail.md: each an input, and how what a server makes of it is seen."""
+"""The rows of docs/accepted-mail.md: each has an input, and shows how a server treats it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MAIL, RCPT = b"MAIL FROM:<a@example.org>", b"RCPT TO:<b@example.com>"
 _TEXT = b"Subject: x\r\n\r\n"
 
 ENDLESS = 250
-"""Repetitions after which something counts as never ended."""
+"""Repetitions after which an input counts as accepted without a limit."""
 
 
 class Dialogue:
-    """A client that says EHLO, and notes the last reply."""
+    """A client that sends EHLO, and stores the last reply."""
 
     def __init__(self, port: int, hello: bytes = b"EHLO client.example") -> None:
         self._sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
@@ -62,14 +62,14 @@ class Dialogue:
         return self.reply()
 
     def code(self, *commands: bytes) -> str:
-        """Say commands; return the last one's code."""
+        """Send commands; return the code of the last reply."""
         said = ""
         for command in commands:
             said = self.say(command)
         return said[:3]
 
     def message(self, content: bytes, mail: bytes = MAIL) -> str:
-        """Send a message as it stands, with the end behind it; return the code."""
+        """Send a message unchanged, and the end of data; return the code."""
         assert self.code(mail, RCPT, b"DATA") == "354"
         self.send(content + b".\r\n")
         return self.reply()[:3]
@@ -87,7 +87,7 @@ def _message(content: bytes) -> Callable[[int], str]:
 
 
 def _commands(*commands: bytes, hello: bytes = b"EHLO client.example") -> Callable[[int], str]:
-    """Have the last command's code be the result."""
+    """Return a function whose result is the code of the last command."""
 
     def result(port: int) -> str:
         with Dialogue(port, hello) as client:
@@ -105,7 +105,7 @@ def _offer(name: str) -> Callable[[int], str]:
 
 
 def _end(content: bytes) -> Callable[[int], str]:
-    """Have it be seen whether *content* ends a message, or is part of it."""
+    """Return a function whose result says whether *content* contains the end of a message."""
 
     def result(port: int) -> str:
         with Dialogue(port) as client:
@@ -118,7 +118,7 @@ def _end(content: bytes) -> Callable[[int], str]:
                 replies.append(client.reply()[:3])
         if replies[0] != "250":
             return replies[0]
-        # Behind an end, NOOP and the dot are commands: there are more replies, or it closes.
+        # After an early end, NOOP and the dot are commands: there are more replies, or it closes.
         return "text" if replies == ["250", "221"] else "the end"
 
     return result
@@ -141,7 +141,7 @@ def _chunked(content: bytes, *, rcpt_after: bool = False) -> Callable[[int], str
 
 
 def _until_ended(*commands: bytes, first: bytes = b"NOOP") -> Callable[[int], str]:
-    """Have *commands* be said again and again; the result is how that ends."""
+    """Return a function that repeats *commands*; the result says how that ends."""
 
     def result(port: int) -> str:
         with Dialogue(port) as client:
@@ -157,7 +157,7 @@ def _until_ended(*commands: bytes, first: bytes = b"NOOP") -> Callable[[int], st
 
 
 def _full_size(port: int) -> str:
-    """Send as many octets as SIZE allows, in lines that begin with a dot."""
+    """Send as many octets as SIZE permits, in lines that begin with a dot."""
     stored = b"Subject: x\r\n\r\n" + b"." * 34 + b"\r\n"
     stored += (b"." * 48 + b"\r\n") * (SIZE_LIMIT // 50 - 1)
     assert len(stored) == SIZE_LIMIT

@@ -1,4 +1,4 @@
-"""The eighteen letters that every sender sends: what mail is like, and what can spoil it."""
+"""The eighteen letters that every sender sends: typical messages, and often damaged ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Letter(NamedTuple):
     """A message.
 
     :ivar text: the message; lines end in CRLF
-    :ivar as_is: a program that reads Unix text is given CRLF all the same
+    :ivar as_is: whether a program that reads Unix text also gets CRLF
     :ivar sender: of the envelope, where a program can send it
     """
 
@@ -39,7 +39,7 @@ _HEADER = (
     b"Content-Type: text/plain; charset=utf-8\r\n"
     b"Content-Transfer-Encoding: 8bit\r\n"
 )
-"""With all that a sender adds where it is missing."""
+"""A message that has all fields that a sender adds if they are missing."""
 
 
 def _letter(name: str, body: bytes, *, more: bytes = b"", as_is: bool = False) -> Letter:

@@ -1,4 +1,4 @@
-"""Milters that people use, each a process with its own configuration."""
+"""Milters in wide use, each a process with its own configuration."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def folder_of_all() -> Iterator[Path]:
 
 
 END_SECONDS = 10.0
-"""For the end of a program; then it is killed."""
+"""Seconds to wait for the end of a program; then it is killed."""
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def running(folder: Path, address: str, command: list[str]) -> Iterator[None]:
         process.terminate()
         try:
             process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:  # a server of Perl's Net::Server misses it at times
+        except subprocess.TimeoutExpired:  # Perl's Net::Server sometimes misses the signal
             process.kill()
             process.wait()
 
@@ -89,7 +89,7 @@ def answer(reply: Any) -> tuple[int, str]:
 async def send(
     port: int, *texts: str | bytes, sender: str = "bob@example.com"
 ) -> list[tuple[int, str]]:
-    """Send messages in one session; return the replies: code and text."""
+    """Send messages in one session; return the code and the text of each reply."""
     replies = []
     async with await Client.to(("127.0.0.1", port)) as client:
         await client.greet()
@@ -110,7 +110,7 @@ def _dotted(text: str | bytes) -> bytes:
 
 
 async def through(milters: list[str], *texts: str | bytes, **keys: Any) -> tuple[Any, list[Any]]:
-    """Send messages through milters; return the replies, and the messages that were stored."""
+    """Send messages through milters; return the replies, and the stored messages."""
     kept = Collect()
     chain = [*(Milter(each, **keys) for each in milters), kept]
     async with serve(chain) as server:
@@ -123,7 +123,7 @@ def opendkim(folder: Path, mode: str, address: str, settings: str = "") -> Itera
     """Run OpenDKIM.
 
     :param mode: ``s``, it signs, or ``v``, it verifies
-    :param settings: lines of its configuration; default: where keys of verified signatures are
+    :param settings: lines of its configuration; default: the file with the keys to verify with
     """
     key = folder / "k.private"
     if not key.exists():
@@ -193,7 +193,7 @@ def spamassassin(folder: Path, address: str) -> Iterator[str]:
 
 
 def _of_sendmail(address: str) -> str:
-    """Return an address as Sendmail's library has it."""
+    """Return an address in the notation of Sendmail's library."""
     if "/" in address:
         return address
     host, _, port = address.rpartition(":")
@@ -219,7 +219,7 @@ def opendmarc(folder: Path, address: str, settings: str = "", resolver: str = ""
 
 
 def with_resolver(folder: Path, resolver: str, command: list[str]) -> list[str]:
-    """Return a command for a program that has a resolv.conf of its own."""
+    """Return a command that runs a program with a private resolv.conf."""
     if not resolver:
         return command
     unshare, _ = peers("unshare", "mount")

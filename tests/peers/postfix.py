@@ -1,4 +1,4 @@
-"""Postfix: an instance of its own, with its own configuration and queue."""
+"""Postfix: a separate instance, with its own configuration and queue."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ anvil unix - - n - 1 anvil
 def instance(folder: Path, settings: str, services: str = "") -> Iterator[Path]:
     """Run an instance; yield the directory of its configuration.
 
-    :param folder: where it lies; the user postfix must be able to enter it
-    :param settings: lines of its main.cf, beside those that it needs
-    :param services: lines of its master.cf
+    :param folder: its directory; the user postfix must be able to enter it
+    :param settings: lines of its main.cf, in addition to the necessary ones
+    :param services: additional lines of its master.cf
     """
     needs_root()
     configuration = folder / "etc"

@@ -1,4 +1,4 @@
-"""The senders: how each is started, and what it is known to change in a message."""
+"""The senders: how each is started, and the changes that it makes to a message."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ class SenderError(Exception):
 
 
 class Place:
-    """Where senders run: a port to send to, and an /etc and a /var/spool that only they see.
+    """The environment of senders: a port to send to, and a private /etc and /var/spool.
 
-    :param folder: for their files; it must not hold any yet
+    :param folder: for their files; an empty directory
     :param port: of the server on 127.0.0.1
     """
 
@@ -89,11 +89,11 @@ class Place:
         self.folder = folder
         self.port = port
         self.running = ExitStack()
-        """What was started for later messages as well; whoever made the place closes it."""
+        """Programs that also serve later messages; the creator of the place ends them."""
 
     def run(self, *words: object, given: bytes = b"", **options: object) -> None:
-        """Run a program to its end, which has to be a good one."""
-        ended = subprocess.run(  # type: ignore[call-overload]  # options are as its own
+        """Run a program until it ends, which has to be without an error."""
+        ended = subprocess.run(  # type: ignore[call-overload]  # the options of subprocess.run()
             [str(word) for word in words],
             input=given,
             capture_output=True,
@@ -106,7 +106,7 @@ class Place:
             raise SenderError(f"{words[0]}: {said}")
 
     def privately(self, *words: object) -> list[str]:
-        """Return the command of a program of mail, with a private /etc and /var/spool."""
+        """Return the command of a mail program, with a private /etc and /var/spool."""
         peer("mount")
         if not (self.folder / "etc").exists():
             self._furnish()
@@ -119,7 +119,7 @@ class Place:
         files = {
             "passwd": Path("/etc/passwd").read_text() + "Debian-exim:x:990:990::/:/bin/false\n",
             "group": Path("/etc/group").read_text() + "Debian-exim:x:990:\n",
-            # Nobody is asked for a name: no query leaves this machine.
+            # No name is looked up: no query leaves this machine.
             "hosts": f"127.0.0.1 {HOST} {socket.gethostname()} localhost\n",
             "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
             "resolv.conf": "nameserver 127.0.0.1\n",
@@ -135,7 +135,7 @@ class Place:
             path.write_text(text)
         for name in ("exim", "sendmail", "dma"):
             (spool / name).mkdir(parents=True)
-            if name != "sendmail":  # whose queue is root's
+            if name != "sendmail":  # sendmail's queue belongs to root.
                 shutil.chown(spool / name, "mail", "mail")
 
     def write(self, name: str, text: str) -> None:
@@ -191,7 +191,7 @@ def dma(place: Place, letter: Letter) -> None:
 def nullmailer(place: Place, letter: Letter) -> None:
     inject = unpacked("usr/bin/nullmailer-inject", package="nullmailer")
     smtp = unpacked("usr/lib/nullmailer/smtp", package="nullmailer")
-    # nullmailer-queue does no more than put the envelope above the message.
+    # nullmailer-queue does no more than write the envelope above the message.
     script = (
         'export HELOHOST="$6"; "$1" -n -f "$2" "$3" >/var/spool/message && '
         '{ printf "%s\\n%s\\n\\n" "$2" "$3"; cat /var/spool/message; } >/var/spool/queued && '
@@ -266,7 +266,7 @@ SENDERS: dict[str, Callable[[Place, Letter], None]] = {
     "Python smtplib": _script(sys.executable, HERE / "send_smtplib.py"),
     "aiosmtplib": _script(sys.executable, HERE / "send_aiosmtplib.py"),
 }
-"""How each is started; a program's end must be a good one."""
+"""The function that sends a message with each program, which must end without an error."""
 
 SMTPUTF8 = {"Exim", "Postfix", "curl", "nodemailer", "Go net/smtp", "Python smtplib", "aiosmtplib"}
-"""Those that ask for SMTPUTF8; the others cannot have a sender that is not ASCII."""
+"""Senders that request SMTPUTF8; the others cannot have a sender address that is not ASCII."""

@@ -1,7 +1,7 @@
-"""Ten clients that Postfix and smtpd-fork refuse, and what both log: a program, as JSON.
+"""Ten clients that Postfix and smtpd-fork refuse: a program that prints both logs' lines as JSON.
 
-It runs in a network and with an /etc/resolv.conf of its own, so its ports are free and it is the
-resolver: ``refused_clients.py DIRECTORY`` (see test_refused_clients.py).
+It runs in its own network namespace and with its own /etc/resolv.conf, so its ports are free and it
+is the resolver: ``refused_clients.py DIRECTORY`` (see test_refused_clients.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PLAIN, COUNT, RATE, DNSBL = 2525, 2526, 2527, 2528
-"""Ports of smtpd-fork; Postfix has them 1000 higher."""
+"""Ports of smtpd-fork; those of Postfix are 1000 higher."""
 
 _SETTINGS = """\
 myhostname = mx.example.com
@@ -104,11 +104,11 @@ CLIENTS: dict[str, tuple[int, tuple[str, ...], str]] = {
         "SSL_accept error|TLS handshake failed",
     ),
 }
-"""By the name of a refusal: the port, what the client says, and which line it is."""
+"""By the name of a refusal: the port, the client's commands, and a pattern of the log line."""
 
 
 class Talk:
-    """A connection of one client that reads a reply to each command."""
+    """A connection of one client, which reads a reply to each command."""
 
     def __init__(self, port: int, source: str) -> None:
         self._sock = socket.create_connection(("127.0.0.1", port), 30, (source, 0))
@@ -142,7 +142,7 @@ class Talk:
 
 
 def drive(offset: int, log: Callable[[], str]) -> Iterator[str]:
-    """Run the ten clients one after the other; yield the line that each causes."""
+    """Run the ten clients one after another; yield the line that each causes."""
     for number, (port, said, pattern) in enumerate(CLIENTS.values(), 2):
         source = f"127.0.0.{number}"
         talks = [Talk(port + offset, source)]
@@ -157,7 +157,7 @@ def drive(offset: int, log: Callable[[], str]) -> Iterator[str]:
 
 
 def line_of(log: Callable[[], str], *patterns: re.Pattern[str]) -> str:
-    """Wait for the line that has all *patterns*; return it."""
+    """Wait for a line with all *patterns*; return it."""
     found: list[str] = []
 
     def has_come() -> bool:
@@ -171,7 +171,7 @@ def line_of(log: Callable[[], str], *patterns: re.Pattern[str]) -> str:
 
 
 def start_name_server() -> None:
-    """Be the resolver, which knows that 127.0.0.5 is on a blocklist."""
+    """Run the resolver, for which 127.0.0.5 is on a blocklist."""
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
@@ -183,7 +183,7 @@ def start_name_server() -> None:
 
 
 def main(folder: Path) -> None:
-    """Print the lines of both, by the name of the refusal."""
+    """Print the lines of both servers, by the name of the refusal."""
     folder.chmod(0o755)
     start_name_server()
     authority = trustme.CA()

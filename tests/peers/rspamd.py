@@ -1,4 +1,4 @@
-"""rspamd as a process of the tests', with a Redis and a DNS server, and messages through it."""
+"""rspamd as a process, with a Redis and a DNS server, and messages through it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ CLIENT, STRANGER = "203.0.113.5", "203.0.113.66"
 
 
 class Peer(NamedTuple):
-    """rspamd, with the DNS that it asks."""
+    """rspamd, with its DNS server."""
 
     normal: str
     unix: str
@@ -147,7 +147,7 @@ def running_rspamd() -> Iterator[Peer]:
 
 
 def records(key: DkimKey) -> dict[tuple[str, str], str | None]:
-    """Return what the DNS has: SPF of two domains, and DKIM and DMARC of one."""
+    """Return the DNS records: SPF of two domains, and DKIM and DMARC of one."""
     return {
         ("example.com", "TXT"): txt(f"v=spf1 ip4:{CLIENT} -all"),
         ("_dmarc.example.com", "TXT"): txt("v=DMARC1; p=reject"),
@@ -188,7 +188,7 @@ async def through(
     client: str = CLIENT,
     login: bool = False,
 ) -> tuple[str, bytes]:
-    """Send a message through rspamd; return the reply, and what was stored."""
+    """Send a message through rspamd; return the reply, and the stored messages."""
     kept = Collect()
     options: dict[str, Any] = {
         "listen": ["smtp+proxy:127.0.0.1:0"],

@@ -1,4 +1,4 @@
-"""Other servers, each with its defaults: they take mail for example.com and throw it away."""
+"""Other servers with their defaults: they accept mail for example.com and discard it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["HOSTNAME", "SERVERS", "SIZE_LIMIT", "smtpd_fork"]
 HOSTNAME = "mx.example.com"
 
 SIZE_LIMIT = 100_000
-"""Octets of a message, for all of them: the largest message need not be large."""
+"""Maximum size of a message in all servers, octets; small, so that a test of it is quick."""
 
 _HANDLER = """\
 class Domain:
@@ -77,7 +77,7 @@ exports.hook_queue = (next) => next(OK);
 
 @contextmanager
 def smtpd_fork(folder: Path, *options: str) -> Iterator[int]:
-    """Serve with the default settings, but for *options*; yield the port."""
+    """Serve with the default settings and *options*; yield the port."""
     (folder / "ours.py").write_text(_HANDLER)
     handlers = ("--handler", "ours:Domain", "--handler", "discard")
     given = ("--hostname", HOSTNAME, "--max-message-size", str(SIZE_LIMIT), *handlers, *options)

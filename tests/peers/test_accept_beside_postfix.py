@@ -1,7 +1,7 @@
 """accept and Postfix: the same rules in both lead each recipient to the same addresses.
 
-Postfix has virtual_alias_maps, of which it asks the table of addresses before that of patterns, and
-sends what comes of each recipient to a server of ours.
+Postfix has virtual_alias_maps, in which it looks up the table of addresses before that of patterns,
+and sends the resulting messages to a server of the test.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PATTERNS = """\
 """
 
 KNOWN = "nobody@example.com\na-pattern1@example.com\ny@e.example\n+x@example.com\n"
-"""Mailboxes, which Postfix would have in another table."""
+"""Mailboxes, which Postfix has in another table."""
 
 SETTINGS = """\
 virtual_alias_maps = texthash:{folder}/addresses, regexp:{folder}/patterns
@@ -78,7 +78,7 @@ EXTENDED = "bob+late@example.com"
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """Return a directory that the user postfix may enter."""
+    """Yield a directory that the user postfix may enter."""
     made = Path(tempfile.mkdtemp(prefix="smtpd-fork-", dir="/tmp"))
     made.chmod(0o755)
     yield made
@@ -92,7 +92,7 @@ async def send(port: int, recipient: str) -> int:
 
 
 def by_subject(kept: Collect) -> dict[str, list[str]]:
-    """Return who got the message to each recipient."""
+    """Return the recipients of each message, by the original recipient."""
     found: dict[str, list[str]] = {}
     for envelope in kept.envelopes:
         subject = envelope.content.partition(b"Subject: ")[2].partition(b"\r\n")[0].decode()
@@ -105,7 +105,7 @@ async def test_each_recipient_becomes_the_same_addresses(directory: Path) -> Non
     peers("postfix")
     (directory / "addresses").write_text(ADDRESSES)
     (directory / "patterns").write_text(PATTERNS)
-    patterns = PATTERNS.replace("/^PATTERN/ ", "/^PATTERN/i")  # Postfix ignores case always
+    patterns = PATTERNS.replace("/^PATTERN/ ", "/^PATTERN/i")  # Postfix always ignores case.
     (directory / "map").write_text(ADDRESSES + KNOWN + patterns)
     (port,) = free_ports(1)
     domains = ["example.com", "d.example", "e.example", "f.example", "example.net"]
@@ -120,7 +120,7 @@ async def test_each_recipient_becomes_the_same_addresses(directory: Path) -> Non
                 assert await send(server.port, recipient) == 250, recipient
             await until(lambda: len(by_subject(theirs)) == len(RECIPIENTS) + 1)
     become, become_there = by_subject(ours), by_subject(theirs)
-    # The one difference: a pattern of Postfix counts before an address without its extension.
+    # The one difference: Postfix matches a pattern before an address without its extension.
     assert become.pop(EXTENDED) == ["archive+late@example.net", "bob+late@example.com"]
     assert become_there.pop(EXTENDED) == ["late@example.net"]
     assert become == become_there

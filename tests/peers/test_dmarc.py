@@ -1,4 +1,4 @@
-"""SPF, DKIM and DMARC by OpenDKIM and OpenDMARC, with their answers of the DNS from a test."""
+"""SPF, DKIM and DMARC with OpenDKIM and OpenDMARC, and a DNS server of the test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(240)]
 
 RESOLVER = f"127.0.77.{1 + os.getpid() % 250}"
-"""The programs ask the port 53 of it, and read resolv.conf. Tests at once have one each."""
+"""The programs query port 53 and read resolv.conf. Concurrent tests have one address each."""
 
 FORGED = "Authentication-Results: mx.example.com; dkim=pass header.d=example.com\r\n"
 
@@ -40,7 +40,7 @@ def folder() -> Iterator[Path]:
 
 @dataclass
 class Judges:
-    """A server whose milters verify signatures and judge by DMARC.
+    """A server whose milters verify signatures and apply DMARC.
 
     :ivar good: a message that example.com has signed
     """
@@ -50,7 +50,7 @@ class Judges:
     kept: Collect
 
     async def judge(self, message: bytes) -> tuple[int, str, list[bytes]]:
-        """Return the reply to a message, and its results if it was taken."""
+        """Return the reply to a message, and its results if it was accepted."""
         self.kept.envelopes.clear()
         [(code, text)] = await send(self.port, message)
         taken = self.kept.messages[0] if self.kept.messages else b""

@@ -1,4 +1,4 @@
-"""The filter milter with milters that people use, each a process with its own configuration."""
+"""The filter milter with milters in wide use, each a process with its own configuration."""
 
 from __future__ import annotations
 

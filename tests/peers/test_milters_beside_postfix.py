@@ -1,4 +1,4 @@
-"""The filter milter beside Postfix: what the same milter makes of the same messages."""
+"""The filter milter beside Postfix: the same milter has the same effect on the same messages."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ line_length_limit = 2048
 """
 
 TRACE = {b"received", b"message-id", b"date", b"from", b"to", b"return-path"}
-"""What Postfix writes itself, or completes."""
+"""Fields that Postfix adds or completes."""
 
 
 def made() -> list[bytes]:
-    """Return messages with many kinds of headers, each of which says who it is."""
+    """Return messages with many kinds of headers, each with its number."""
     found = []
     for number in range(41):
         lines = [
@@ -100,8 +100,9 @@ UNLIKE = {
     b"dkim-signature": re.compile(rb"\b(?:b|t)=[^;]*"),
     b"x-spam-checker-version": re.compile(rb"on \S+"),
 }
-"""What differs from one message to the next in fields of milters: times, signatures of them, and
-names of hosts."""
+"""Parts of the fields of milters that differ in each message: times, signatures of them, and
+names of hosts.
+"""
 
 
 def told(content: bytes) -> list[tuple[bytes, bytes]]:
@@ -116,7 +117,7 @@ def told(content: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def letters() -> list[bytes]:
-    """Return 50 messages, each of which says who it is."""
+    """Return 50 messages, each with its number."""
     found = made()
     found += [
         b"X-Number: m%d\r\n%b" % (number, each)
@@ -127,7 +128,7 @@ def letters() -> list[bytes]:
 
 
 class Both:
-    """Our server and Postfix, with the same milter, and what became of the messages."""
+    """Our server and Postfix, with the same milter, and the messages that they sent on."""
 
     def __init__(self, ours: Collect, theirs: Collect, ports: tuple[int, int]) -> None:
         self.ours, self.theirs = ours, theirs
@@ -141,7 +142,7 @@ class Both:
         await until(lambda: len(self.theirs.envelopes) == taken)
 
     def check_same(self) -> None:
-        """See that the same messages were taken, with the same header and recipients."""
+        """Check that both accepted the same messages, with the same header and recipients."""
         for (code, text), (their_code, their_text) in self.answers:
             assert code == their_code
             assert code == 250 or text == their_text

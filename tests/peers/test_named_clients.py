@@ -1,4 +1,4 @@
-"""XCLIENT and XFORWARD with the programs that speak them: Postfix on either side, nginx, swaks."""
+"""XCLIENT and XFORWARD with programs that support them: Postfix on both sides, nginx, swaks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ LMTP = "lmtp unix - - n - - lmtp\n"
 
 
 class Looks(Collect):
-    """Keeps what is known of the client of each message besides."""
+    """Stores the attributes of the client of each message as well."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Looks(Collect):
 
 
 async def code_of(sink: Any, client: MailClient) -> str:
-    """Return the code of the reply to a message of a client, and if it is not 250 the reply."""
+    """Return the code of the reply to a message of a client, or the whole reply if not 250."""
     replies = await sink.deliver(a_mail(client=client))
     reply = replies if isinstance(replies, str) else replies[0]
     return "250" if reply[:3] == "250" else reply
@@ -71,7 +71,7 @@ async def code_of(sink: Any, client: MailClient) -> str:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """Return a directory that other users may enter."""
+    """Yield a directory that other users may enter."""
     needs_root()
     made = Path(tempfile.mkdtemp(prefix="smtpd-fork-", dir="/tmp"))
     made.chmod(0o755)
@@ -93,7 +93,7 @@ def postfix(directory: Path, port: int, settings: str, more: str = "") -> Iterat
 
 
 def received(content: bytes) -> str:
-    """Return the first field Received: that of the last server before."""
+    """Return the first field Received, which is that of the previous server."""
     found = re.match(rb"(?:Received: .*?\n(?![ \t]))", content, re.DOTALL)
     assert found is not None, content
     return found[0].decode()
@@ -153,7 +153,7 @@ async def test_policy_servers_are_asked_about_the_host_that_sends_xforward_as_by
 
 
 async def _forwarded(port: int) -> None:
-    """Name another client by XFORWARD, as a content filter does, and a recipient."""
+    """Send XFORWARD for another client, as a content filter does, and a recipient."""
     async with await Client.to(("127.0.0.1", port)) as client:
         await client.greet("filter.example")
         words = "NAME=origin.example ADDR=198.51.100.7 HELO=origin.example"

@@ -42,7 +42,7 @@ async def answers(reader: asyncio.StreamReader, last: bytes = b"ac") -> list[tup
 
 
 async def signed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-    """Have OpenDKIM sign a message behind a client that it has heard of; return the message."""
+    """Let OpenDKIM sign a message after a client that it knows; return the message."""
     parts = Parts(HAM.encode())
     found: list[tuple[bytes, bytes]] = []
     events = [frame(b"M", b"<bob@example.com>\0"), frame(b"R", b"<c@example.org>\0")]

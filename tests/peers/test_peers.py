@@ -1,4 +1,4 @@
-"""What a machine lacks skips the tests that need it, fails them in CI, and is shown at the end."""
+"""Missing requirements skip tests, fail them in CI, and are listed at the end of a run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_thread_cannot_be_the_first_to_ask() -> None:
     def ask() -> None:
         try:
             peers.peer("no-such")
-        except BaseException as error:  # noqa: BLE001 - a skip in a thread would end nothing
+        except BaseException as error:  # noqa: BLE001 - a skip in a thread would skip no test
             raised.append(error)
 
     thread = threading.Thread(target=ask)
@@ -70,7 +70,7 @@ def test_the_table_counts_each_thing_that_a_test_lacks() -> None:
     assert peers.table(reasons) == ["    2  nc is not installed", "    1  swaks is not installed"]
 
 
-@pytest.mark.timeout(180)  # it is a run of its own
+@pytest.mark.timeout(180)  # It is a separate run of pytest.
 def test_a_run_ends_with_the_table(tmp_path: Path) -> None:
     pytest_ = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--numprocesses", "1"]
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""policy and Postfix: the same two policy servers lead to the same replies at every stage."""
+"""policy and Postfix: the same two policy servers cause the same replies at every stage."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STAGES = {
     "DATA": "data",
     "END-OF-MESSAGE": "end_of_data",
 }
-"""States, and the list of Postfix's restrictions at each."""
+"""States, and Postfix's list of restrictions for each."""
 
 OUR_STAGES: Sequence[Stage] = ("connect", "helo", "mail", "rcpt", "data", "end-of-message")
 
@@ -55,8 +55,10 @@ CASES = [
     for refused in dict.fromkeys(["", stage, "RCPT", "DATA"])
     if (stage, refused) != ("END-OF-MESSAGE", "DATA")
 ]
-"""What the first server answers and when, and when the second one refuses. One is left out: a
-filter here asks at DATA and at the end of the message in one go, before the next one is asked."""
+"""The answer of the first server and its state, and the state in which the second one refuses. One
+combination is omitted: in smtpd-fork a filter gets DATA and the end of the message at once, before
+the next filter gets either.
+"""
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ async def two_servers() -> AsyncIterator[tuple[TestPolicy, TestPolicy]]:
 
 
 async def outcome(port: int) -> tuple[str, int]:
-    """Send a message; return where it ended, and the code of the reply."""
+    """Send a message; return the state in which it ended, and the code of the reply."""
     async with await Client.to(("127.0.0.1", port)) as client:
         if (code := (await client.reply()).code) >= 400:
             return "CONNECT", code
@@ -91,7 +93,7 @@ async def outcome(port: int) -> tuple[str, int]:
 
 
 async def outcomes(port: int, first: TestPolicy, second: TestPolicy) -> list[tuple[str, int]]:
-    """Return those of all cases."""
+    """Return the outcomes of all cases."""
     found = []
     for action, stage, refused in CASES:
         first.action = lambda asked, a=action, s=stage: (

@@ -1,4 +1,4 @@
-"""The filter policy with policy servers that people use, each a process of its own."""
+"""The filter policy with policy servers in wide use, each in its own process."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ id=MARK; protocol_state==RCPT; action=PREPEND X-Checked: $$client_address
 
 @asynccontextmanager
 async def postfwd(place: Path, port: int) -> AsyncIterator[str]:
-    """Run postfwd, which serves in the background only; yield its address."""
+    """Run postfwd, which only serves in the background; yield its address."""
     (program,) = peers("postfwd")
     (place / "rules").write_text(RULES)
     command = [program, "--daemon", "--interface=127.0.0.1", f"--port={port}", "--user=nobody"]

@@ -1,4 +1,4 @@
-"""docs/debug-a-refused-client.md: ten refusals, as Postfix and smtpd-fork log them."""
+"""docs/debug-a-refused-client.md: ten refusals in the logs of Postfix and smtpd-fork."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ exec "$2" "$3" "$1"
 """
 
 _PREFIX = re.compile(r"^[A-Z][a-z]{2} [ \d]\d [\d:]+ mx postfix/smtpd\[\d+\]: |^[\d-]+ [\d:,]+ ")
-"""Time, and Postfix's process, which the page leaves out."""
+"""The time and the name of Postfix's process, which the page omits."""
 
 
 def logged() -> dict[str, tuple[str, str]]:
-    """Return what Postfix and smtpd-fork log of each client."""
+    """Return the lines that Postfix and smtpd-fork log for each client."""
     peers("ip", "hostname", "mount", "postfix")
     options = ("--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-    with tempfile.TemporaryDirectory(prefix="refused") as folder:  # Postfix's user may enter it
+    with tempfile.TemporaryDirectory(prefix="refused") as folder:  # Postfix's user has to enter it.
         (Path(folder) / "resolv.conf").write_text("nameserver 127.0.0.1\n")
         program = Path(__file__).with_name("refused_clients.py")
         ended = subprocess.run(
@@ -57,7 +57,7 @@ def row(name: str, theirs: str, ours: str) -> str:
 
 
 def comparable(text: str) -> str:
-    """Return a row without what differs from run to run: ids, ports, a line of Python's source."""
+    """Return a row without texts that differ in each run: ids, ports, a line of Python's source."""
     return re.sub(r"_ssl\.c:(\d+|N)", "_ssl.c:N", loosened(text))
 
 

@@ -1,4 +1,4 @@
-"""The filter rspamd with rspamd itself: its actions, its header fields, SPF, DKIM and DMARC."""
+"""The filter rspamd with a real rspamd: its actions, its header fields, SPF, DKIM and DMARC."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ async def test_it_takes_a_thousand_recipients_and_any_address(rspamd: Peer) -> N
 
 
 def results(content: bytes) -> dict[str, str]:
-    """Return the results of the field that rspamd has added; there is no other one."""
+    """Return the results in the field that rspamd has added; there must be only one."""
     found = [each.value for each in fields(content) if each.name == b"Authentication-Results"]
     assert len(found) == 1, content
     value = found[0].decode()
@@ -194,7 +194,7 @@ async def test_it_signs_what_an_authenticated_client_sends(rspamd: Peer) -> None
     reply, stored = await through(Rspamd([rspamd.normal]), signed, sender="list@example.net")
     assert (reply[:3], results(stored)["dkim"]) == ("250", "pass")
     reply, unsigned = await through(Rspamd([rspamd.normal]), content, client=STRANGER, login=True)
-    assert (reply[:3], unsigned) == ("250", content)  # it was not asked
+    assert (reply[:3], unsigned) == ("250", content)  # rspamd was not asked.
 
 
 async def test_a_message_is_the_same_by_http_as_by_its_milter(rspamd: Peer) -> None:

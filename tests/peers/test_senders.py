@@ -1,4 +1,4 @@
-"""Real senders: what each was given is what the Maildir holds, but for what the sender changes.
+"""Real senders: the Maildir has each message as it was sent, except for the sender's changes.
 
 Fourteen programs and libraries send eighteen letters each. ``make peers`` runs this file.
 """
@@ -28,7 +28,7 @@ _TRACE = re.compile(rb"Return-Path: <(?P<sender>.*)>\nDelivered-To: .*\nReceived
 
 
 class Post:
-    """A daemon and its Maildir, and the places of those who send to it."""
+    """A daemon and its Maildir, and the environments of the senders."""
 
     def __init__(self, folder: Path, daemon: Daemon) -> None:
         self._folder = folder
@@ -43,7 +43,7 @@ class Post:
         return self.places[name]
 
     def take(self) -> list[bytes]:
-        """Return the messages that have come, and remove them."""
+        """Return the received messages, and remove them."""
         paths = list((self._folder / "Maildir" / "new").iterdir())
         messages = [path.read_bytes() for path in paths]
         for path in paths:
@@ -54,7 +54,7 @@ class Post:
 @pytest.fixture(scope="module")
 def post() -> Iterator[Post]:
     folder = Path(tempfile.mkdtemp(prefix="smtpd-fork-", dir="/tmp"))
-    folder.chmod(0o755)  # Postfix enters it as a user of its own
+    folder.chmod(0o755)  # Postfix enters it as its own user.
     with Daemon("-l", "127.0.0.1:0", "--hostname", "mx.example.com", cwd=folder) as daemon:
         post = Post(folder, daemon)
         yield post
@@ -86,14 +86,14 @@ def test_what_a_sender_was_given_is_what_is_stored(name: str, letter: Letter, po
 
 
 def expected(letter: Letter, habit: Habit, *, empty_line: bool) -> bytes:
-    """Return what has to be stored below the trace headers."""
+    """Return the expected content below the trace headers."""
     text = lines_of_unix(habit.of(letter.text))
     if text and not text.endswith(b"\n"):
         text += b"\n"
     if text.startswith(MBOX_LINE):
         return b"Mailbox-Line: " + text
     if empty_line and text and not text.startswith(b"From: "):
-        return b"\n" + text  # there is no header but what was added
+        return b"\n" + text  # The added fields are the only header.
     return text
 
 
