@@ -265,6 +265,8 @@ class Upgrade:
             await asyncio.shield(asyncio.to_thread(self._kill, process))
         elif process is not None and end is not None:
             end.add_done_callback(lambda _, new=process: self._reap(new))  # type: ignore[misc]
+        elif process is not None:  # it has ended already
+            self._reap(process)
         if self._resources.pid_file is not None:
             with suppress(SmtpdForkError):  # the new process may have written its pid already
                 self._resources.pid_file.write(os.getpid())

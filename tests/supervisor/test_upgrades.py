@@ -6,8 +6,6 @@ import os
 import re
 import signal
 import socket
-import sys
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -25,7 +23,7 @@ from support.daemon import (
     wait_until_gone,
 )
 from support.dialogue import begin_data
-from support.halfway import upgrading
+from support.halfway import FAILED, upgrading
 from support.manager import Manager
 from support.supervised import children
 from support.upgrades import TAKEN, Successors
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
 
 MANAGED = {"NOTIFY_SOCKET": "@no-manager-answers"}
 """With it the new supervisor leaves its parent, as it does under systemd."""
-
-FAILED = "ERROR upgrade failed, this process continues: "
 
 
 # -- the upgrade -------------------------------------------------------------------------------
@@ -129,47 +125,6 @@ def test_an_old_process_that_has_ended_is_restarted_when_the_upgrade_fails(
         halfway.daemon.wait_for(FAILED)
         halfway.check_that_old_ones_accept(halfway.processes[1], children(halfway.daemon, 4)[3])
         halfway.check_sessions(1, 2)
-
-
-@pytest.mark.peers
-def test_a_new_supervisor_that_is_killed_changes_nothing(tmp_path: Path) -> None:
-    with upgrading(tmp_path) as halfway:
-        os.kill(halfway.new, signal.SIGKILL)
-        halfway.daemon.wait_for(f"{FAILED}it ended with status -9")
-        halfway.check_that_old_ones_accept(*halfway.processes[:2])
-        halfway.check_sessions()
-        halfway.sessions[2].quit()
-        wait_until_gone(halfway.processes[2])
-
-
-IMPATIENT = (
-    "import sys\n"
-    "from smtpd_fork.cli import main, upgrade\n"
-    "upgrade.STEP_SECONDS = 3\n"
-    "sys.exit(main())\n"
-)
-
-
-@pytest.mark.peers
-def test_an_old_supervisor_that_was_stopped_itself_completes_the_upgrade(tmp_path: Path) -> None:
-    with upgrading(tmp_path, command=[sys.executable, "-c", IMPATIENT]) as halfway:
-        os.kill(halfway.old, signal.SIGSTOP)
-        halfway.go_on()
-        children(halfway.daemon, 4)
-        time.sleep(3)  # its timer ends, and the new supervisor has said that all processes serve
-        os.kill(halfway.old, signal.SIGCONT)
-        assert int(halfway.daemon.wait_for(TAKEN)[1]) == halfway.new
-        halfway.check_sessions()
-
-
-@pytest.mark.peers
-def test_a_new_supervisor_that_hangs_is_killed(tmp_path: Path) -> None:
-    with upgrading(tmp_path, command=[sys.executable, "-c", IMPATIENT]) as halfway:
-        os.kill(halfway.new, signal.SIGSTOP)
-        halfway.daemon.wait_for(f"{FAILED}it was not ready in 3 s")
-        wait_until_gone(halfway.new)
-        halfway.check_that_old_ones_accept(*halfway.processes[:2])
-        halfway.check_sessions()
 
 
 @pytest.mark.peers

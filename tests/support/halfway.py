@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Halfway", "upgrading"]
+__all__ = ["FAILED", "Halfway", "upgrading"]
+
+FAILED = "ERROR upgrade failed, this process continues: "
 
 STEPWISE = """
 import os, pathlib, time
