@@ -30,7 +30,7 @@ CLONE = (
 )
 
 
-def test_every_file_that_the_page_names_is_there() -> None:
+def test_every_file_that_the_page_names_exists() -> None:
     text = re.sub(r"^```.*?^```", "", read(PAGE), flags=re.DOTALL | re.MULTILINE)
     named = set(re.findall(r"`([\w/.-]+(?:/|\.py|\.md|\.toml))`", text)) - ADDED
     assert len(named) > 40

@@ -52,7 +52,7 @@ def test_its_settings_are_settings_and_leave_time_to_stop(
     assert "ports" not in service, "it would hide the clients' addresses"
 
 
-def test_there_is_a_way_for_clients_and_one_for_proxies() -> None:
+def test_one_service_is_for_clients_and_one_for_proxies() -> None:
     proxied = [
         "+proxy" in services()[name]["environment"].get("SMTPD_FORK_LISTEN_ADDRESS", "")
         for name in OURS
@@ -60,7 +60,7 @@ def test_there_is_a_way_for_clients_and_one_for_proxies() -> None:
     assert sorted(proxied) == [False, True]
 
 
-def test_haproxy_takes_its_file_and_speaks_to_where_the_daemon_listens() -> None:
+def test_haproxy_accepts_its_file_and_connects_to_a_listener() -> None:
     config = ROOT / "examples/haproxy.cfg"
     ended = subprocess.run(
         [peer("haproxy"), "-c", "-q", "-f", str(config)],

@@ -100,7 +100,7 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
         )
 
 
-def test_what_is_not_run_has_a_reason_and_is_little() -> None:
+def test_blocks_that_are_not_run_are_few_and_have_a_reason() -> None:
     left_out = [block for block in all_blocks() if not block.is_run]
     for block in left_out:
         assert len(block.marks["not run"]) >= SHORTEST_REASON, f"{block.place}: say why"
@@ -173,7 +173,7 @@ def run_snippet(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.timeout(120)
 @blocks("python")
-def test_a_snippet_is_a_program_that_stands_alone(block: Block, tmp_path: Path) -> None:
+def test_a_snippet_is_a_complete_program(block: Block, tmp_path: Path) -> None:
     ended = run_snippet(block, tmp_path)
     wrong = ("Traceback", "Exception ignored", "Warning:")
     if ended.returncode != 0 or any(word in ended.stderr for word in wrong):
@@ -190,7 +190,7 @@ def page_of(block: Block) -> Path:
     return next(page for page in PAGES if block in blocks_of(page))
 
 
-def test_what_is_called_output_follows_a_snippet() -> None:
+def test_an_output_block_follows_a_snippet() -> None:
     for page in PAGES:
         before = ""
         for block in blocks_of(page):

@@ -87,7 +87,7 @@ def analyze(*words: object) -> subprocess.CompletedProcess[str]:
         (TEMPLATE.with_stem("smtpd-fork@1"), TARGET, SOCKET),
     ],
 )
-def test_systemd_accepts_the_files_and_has_nothing_to_say(files: tuple[Path, ...]) -> None:
+def test_systemd_accepts_the_files_without_a_warning(files: tuple[Path, ...]) -> None:
     ended = analyze("verify", "--man=no", *files)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
@@ -114,7 +114,7 @@ def test_the_template_is_the_service_but_for_what_several_processes_need() -> No
     assert several["NonBlocking"] == ["yes"], "O_NONBLOCK is of the socket, which all share"
 
 
-def test_what_the_files_say_of_the_daemon_is_so() -> None:
+def test_the_files_match_the_daemon() -> None:
     service, sock = settings(SERVICE), settings(SOCKET)
     variables = {str(option.envvar) for option in OPTIONS}
     named = [value.partition("=")[0] for value in service["Environment"]]
@@ -279,7 +279,7 @@ def confine(public: Path) -> list[str]:
 
 
 @on_both_loops
-def test_the_daemon_lives_with_the_filter_and_without_executable_memory(
+def test_the_daemon_works_with_the_filter_and_without_executable_memory(
     public: Path, command_for_nobody: list[str], confine: list[str], loop: str
 ) -> None:
     """Deliver a message into the Maildir, reload, upgrade, and stop."""
@@ -319,7 +319,7 @@ def test_the_daemon_lives_with_the_filter_and_without_executable_memory(
     ],
 )
 @on_both_loops
-def test_final_delivery_lives_with_the_filter(
+def test_final_delivery_works_with_the_filter(
     public: Path,
     command_for_nobody: list[str],
     confine: list[str],

@@ -30,11 +30,11 @@ MOST_OF_A_PICTURE = 150_000
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
-def test_what_is_made_of_the_options_is_as_it_would_be_made_now(path: Path) -> None:
+def test_the_generated_documents_are_up_to_date(path: Path) -> None:
     assert path.read_text() == documents()[path], "make papers writes it anew"
 
 
-def test_the_example_says_what_holds_without_it(tmp_path: Path) -> None:
+def test_the_example_shows_the_defaults(tmp_path: Path) -> None:
     """Without the comment marks, every setting that has a default has its default value."""
     example = read("examples/smtpd-fork.toml")
     text = re.sub(r"^#: (.*  # default: .*)$", "", example, flags=re.MULTILINE)
@@ -45,7 +45,7 @@ def test_the_example_says_what_holds_without_it(tmp_path: Path) -> None:
     assert example.count("\n#: ") == len(OPTIONS)
 
 
-def test_the_manual_page_is_one(tmp_path: Path) -> None:
+def test_groff_accepts_the_manual_page(tmp_path: Path) -> None:
     page = ROOT / "packaging/smtpd-fork.8"
     checked = subprocess.run(
         [peer("groff"), "-man", "-ww", "-T", "utf8", page],
@@ -84,7 +84,7 @@ def test_every_page_is_reached_from_the_readme(page: str) -> None:
     assert page.removesuffix(".md") in ["index", *read("docs/index.md").split()]
 
 
-def test_links_to_files_lead_somewhere() -> None:
+def test_links_to_files_have_a_target() -> None:
     links = [
         (page, target)
         for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -139,7 +139,7 @@ def test_the_pictures_of_the_readme_are_there_and_small() -> None:
     assert all(0 < (ROOT / picture).stat().st_size < MOST_OF_A_PICTURE for picture in pictures)
 
 
-def test_the_changelog_has_this_version_and_what_comes() -> None:
+def test_the_changelog_has_this_version_and_unreleased_changes() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
     headings = re.findall(r"^## \[(.+)\](.*)$", read("CHANGELOG.md"), re.MULTILINE)
     assert headings[0] == ("Unreleased", "")

@@ -131,7 +131,7 @@ def test_every_page_is_built_and_links_lead_to_files_of_the_site(site: Path) -> 
 
 
 @pytest.mark.site
-def test_the_pages_ask_nobody_but_the_site_for_anything(site: Path) -> None:
+def test_the_pages_request_nothing_outside_the_site(site: Path) -> None:
     for page in site.glob("*.html"):
         assert not re.findall(r'<(?:script|img)[^>]+src="(?:https?:)?//', page.read_text())
         assert not re.findall(r'<link[^>]+href="(?:https?:)?//', page.read_text())

@@ -59,7 +59,7 @@ def test_the_programs_that_a_command_calls_are_known(text: str, programs: set[st
         ("220 mx\r\n", "220 mx\n"),
     ],
 )  # fmt: skip
-def test_what_changes_from_run_to_run_may(shown: str, printed: str) -> None:
+def test_texts_that_change_in_each_run_may_differ(shown: str, printed: str) -> None:
     assert is_as_shown(printed, shown)
 
 
@@ -78,11 +78,11 @@ def test_what_changes_from_run_to_run_may(shown: str, printed: str) -> None:
         ("a.c", "abc"),
     ],
 )
-def test_anything_else_may_not(shown: str, printed: str) -> None:
+def test_any_other_difference_is_found(shown: str, printed: str) -> None:
     assert not is_as_shown(printed, shown)
 
 
-def test_a_block_is_taken_apart_into_commands_and_what_they_print() -> None:
+def test_a_block_is_parsed_into_commands_and_outputs() -> None:
     one, two = "$ one \\\n    more\n# output\n", "$ two <<END\n> text\n> END\n"
     block = f"{one}{two}$ three &\noutput\n> \nof three"
     assert commands_of(block, 7) == [
@@ -114,22 +114,22 @@ def test_a_command_that_does_something_else_fails(
         machine.run(wrong)
 
 
-def test_a_failure_that_is_shown_is_none(machine: Machine) -> None:
+def test_a_failure_that_the_page_shows_is_expected(machine: Machine) -> None:
     machine.run(command("cat nothing", "cat: nothing: No such file or directory"))
     machine.run(command("false; echo $?", "1"))
 
 
-def test_commands_are_of_one_shell(machine: Machine) -> None:
+def test_the_commands_of_a_page_run_in_one_shell(machine: Machine) -> None:
     machine.run(command("moon=late"))
     machine.run(command("echo $moon; (exit 3)", "late"))
     machine.run(command("echo $?", "3"))
 
 
-def test_what_the_background_prints_is_waited_for(machine: Machine) -> None:
+def test_the_output_of_background_processes_is_awaited(machine: Machine) -> None:
     machine.run(command("(sleep 0.1; echo now) &", "now"))
 
 
-def test_who_only_looks_looks_again(machine: Machine) -> None:
+def test_a_command_that_only_reads_is_repeated(machine: Machine) -> None:
     machine.run(command("(sleep 0.1; echo now > later) &"))
     machine.run(command("cat later", "now"))
 
@@ -143,7 +143,7 @@ def test_a_page_sees_nothing_of_the_environment_around(
         machine.run(command("echo ${MAKELEVEL-none} ${SMTPD_FORK_PORT-none}", "none none"))
 
 
-def test_a_page_s_machine_is_its_own(machine: Machine, tmp_path: Path) -> None:
+def test_pages_do_not_share_a_machine(machine: Machine, tmp_path: Path) -> None:
     machine.run(command("hostname; pwd; ls", "mx.example.com\n/srv\n...\nMakefile\n..."))
     machine.run(command("ip -o link | wc -l", "1"))
     machine.run(command("touch /etc/of-a-test /run/of-a-test"))

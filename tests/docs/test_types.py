@@ -367,7 +367,7 @@ def test_the_program_uses_every_documented_name() -> None:
 
 
 @pytest.mark.parametrize("name", smtpd_fork.__all__)
-def test_help_of_a_public_name_is_there(name: str) -> None:
+def test_every_public_name_has_help(name: str) -> None:
     thing = getattr(smtpd_fork, name)
     if not isinstance(thing, str):
         assert name in pydoc.render_doc(thing) or inspect.getdoc(thing)

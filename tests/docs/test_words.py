@@ -226,7 +226,7 @@ def test_the_texts_of_log_calls_refusals_and_errors_are_found(start: str) -> Non
     assert any(text.startswith(start) for _, text in texts_of_the_code())
 
 
-# -- what a reader searches for ----------------------------------------------------------------
+# -- search terms ------------------------------------------------------------------------------
 
 SEARCHED = {
     "README.md": ("pipx", "zero-downtime", "rate limit", "concurrency"),

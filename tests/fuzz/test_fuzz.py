@@ -19,7 +19,7 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", "3"))
 
 
 @pytest.mark.timeout(SECONDS + 60)
-async def test_whatever_arrives_the_session_answers_or_closes() -> None:
+async def test_with_any_input_the_session_answers_or_closes() -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     fuzzer = Fuzzer(seed)
@@ -35,7 +35,7 @@ async def test_whatever_arrives_the_session_answers_or_closes() -> None:
     [dovecot.PLAYS, hop.PLAYS, milter.PLAYS, policy.PLAYS, rspamd.PLAYS],
     ids=attrgetter("what"),
 )
-def test_whatever_a_peer_says_its_laws_hold(plays: Plays) -> None:
+def test_no_input_of_a_peer_violates_the_invariants(plays: Plays) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     assert plays.fuzz(seed, SECONDS / 3) > 0

@@ -13,7 +13,7 @@ from fuzz.hostile import is_flat, measure
 @pytest.mark.parametrize(
     ("tls", "loop"), [pytest.param(False, "asyncio", marks=pytest.mark.peers), (True, "uvloop")]
 )
-def test_after_hostile_sessions_the_daemon_holds_what_it_held_before(tls: bool, loop: str) -> None:
+def test_hostile_sessions_leave_no_memory_in_use(tls: bool, loop: str) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     assert is_flat(measure(1500, tls=tls, seed=seed, loop=loop))

@@ -71,7 +71,7 @@ DIVERGENCES: dict[str, str] = {
     r"test_smtp::TestRequiredAuthentication::test_help_authenticated": MORE_LINES,
     r"test_starttls::TestStartTLS::test_help_after_starttls": MORE_LINES,
     r"test_lmtp::test_(lhlo|help)": MORE_LINES,
-    # line ends, encodings and what is too long
+    # line ends, encodings and lengths
     r"test_smtp::TestSMTPWithController::test_bad_encodings": (
         "a command with invalid UTF-8 is refused (RFC 6531), not handed on with surrogates in it"
     ),
@@ -96,7 +96,7 @@ DIVERGENCES: dict[str, str] = {
     r"test_starttls::TestTLSEnding::test_tls_handshake_failing": (
         "a handshake that fails is the client's doing, and nobody is left to be told a status"
     ),
-    # what is private
+    # private attributes
     r"test_smtp::TestProtocol::test_(empty_email|honors_mail_delimiters)": BATCH,
     r"test_smtp::TestClientCrash::test_connection_reset_.*": WRITER,
     r"test_smtp::TestClientCrash::test_close_in_.*": WRITER,
@@ -166,7 +166,7 @@ def _known(name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in DIVERGENCES)
 
 
-def test_nothing_of_aiosmtpds_tests_fails_but_what_is_meant_to(
+def test_only_intended_differences_fail_in_aiosmtpds_tests(
     outcomes: Mapping[str, str],
 ) -> None:
     unmeant = {name: wrong for name, wrong in outcomes.items() if wrong and not _known(name)}
@@ -174,7 +174,7 @@ def test_nothing_of_aiosmtpds_tests_fails_but_what_is_meant_to(
 
 
 @pytest.mark.parametrize("pattern", DIVERGENCES)
-def test_what_is_meant_to_diverge_does(pattern: str, outcomes: Mapping[str, str]) -> None:
+def test_every_intended_difference_still_fails(pattern: str, outcomes: Mapping[str, str]) -> None:
     covered = {name: wrong for name, wrong in outcomes.items() if re.fullmatch(pattern, name)}
     assert covered, "aiosmtpd has no such test any more: strike the entry out"
     passing = [name for name, wrong in covered.items() if not wrong]

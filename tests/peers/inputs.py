@@ -237,7 +237,7 @@ INPUTS: dict[str, Callable[[int], str]] = {
     "repeated rejected recipients": _until_ended(b"RCPT TO:<x@example.net>", first=MAIL),
     "repeated unknown commands": _until_ended(b"FOO"),
     "repeated `NOOP`": _until_ended(b"NOOP"),
-    # -- what EHLO offers
+    # -- extensions in the reply to EHLO
     "`CHUNKING`": _offer("CHUNKING"),
     "`BINARYMIME`": _offer("BINARYMIME"),
     "`SMTPUTF8`": _offer("SMTPUTF8"),

@@ -209,7 +209,7 @@ def msmtp(place: Place, letter: Letter) -> None:
     )
 
 
-# -- programs and libraries that read what goes over the wire ----------------------------------
+# -- programs and libraries that read CRLF text ------------------------------------------------
 
 
 def curl(place: Place, letter: Letter) -> None:

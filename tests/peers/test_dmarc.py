@@ -90,7 +90,7 @@ async def judges(folder: Path) -> AsyncIterator[Judges]:
                 yield Judges(mx.port, signed.messages[0], kept)
 
 
-async def test_dmarc_takes_what_a_domain_has_signed_and_refuses_what_others_forge(
+async def test_dmarc_accepts_signed_messages_and_refuses_forged_ones(
     folder: Path,
 ) -> None:
     needs_root()

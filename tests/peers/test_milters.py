@@ -38,7 +38,9 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("stages", STAGES)
-async def test_what_opendkim_signs_it_verifies_behind_it(folder: Path, stages: list[str]) -> None:
+async def test_a_second_opendkim_verifies_the_signature_of_the_first(
+    folder: Path, stages: list[str]
+) -> None:
     signer, verifier = f"unix:{folder}/s", "127.0.0.1:{}".format(*free_ports(1))
     letters = [
         HAM.encode(),
@@ -92,7 +94,7 @@ async def test_spamass_milter_marks_and_refuses_spam(folder: Path, stages: list[
 
 
 @pytest.mark.parametrize("stages", STAGES)
-async def test_opendmarc_accepts_at_connect_and_is_asked_nothing_more(
+async def test_opendmarc_gets_no_event_after_accepting_at_connect(
     folder: Path, stages: list[str]
 ) -> None:
     with opendmarc(folder, f"unix:{folder}/m") as address:
@@ -103,7 +105,9 @@ async def test_opendmarc_accepts_at_connect_and_is_asked_nothing_more(
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("stages", STAGES)
-async def test_rspamd_refuses_spam_and_takes_the_rest(folder: Path, stages: list[str]) -> None:
+async def test_rspamd_refuses_spam_and_accepts_other_messages(
+    folder: Path, stages: list[str]
+) -> None:
     async with rspamd(folder, "127.0.0.1:{}".format(*free_ports(1))) as address:
         letters = HAM, f"{HAM}{GTUBE}\r\n", HAM
         replies, stored = await through([address], *letters, stages=stages)

@@ -102,7 +102,7 @@ def received(content: bytes) -> str:
 # -- Postfix behind ----------------------------------------------------------------------------
 
 
-async def test_postfix_takes_the_clients_for_its_own(directory: Path) -> None:
+async def test_postfix_treats_the_named_clients_as_its_own(directory: Path) -> None:
     front, behind = free_ports(2)
     kept = Collect()
     with postfix(directory, front, IN_FRONT.format(behind=behind)) as log:

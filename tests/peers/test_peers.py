@@ -23,31 +23,31 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "IN_CI", False)
 
 
-def test_all_that_is_absent_is_named() -> None:
+def test_all_missing_programs_are_named() -> None:
     with pytest.raises(SKIPPED, match=r"^no-such is not installed; nor-this is not installed$"):
         peers.peers("no-such", "sh", "nor-this")
 
 
-def test_in_ci_what_is_absent_fails_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_ci_a_missing_program_fails_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "IN_CI", True)
     with pytest.raises(FAILED, match="no-such is not installed"):
         peers.peer("no-such")
 
 
-def test_a_program_that_was_not_asked_for_is_not_started() -> None:
+def test_a_program_that_was_not_checked_is_not_started() -> None:
     with pytest.raises(AssertionError, match="ls and has not asked"):
         subprocess.run(["ls"], check=False)
     subprocess.run([peers.peer("ls")], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_a_program_that_a_test_made_is_its_own(tmp_path: Path) -> None:
+def test_a_program_that_the_test_created_needs_no_check(tmp_path: Path) -> None:
     program = tmp_path / "own"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     subprocess.run([program], check=True)
 
 
-def test_a_thread_cannot_be_the_first_to_ask() -> None:
+def test_a_thread_cannot_be_the_first_to_check() -> None:
     raised: list[BaseException] = []
 
     def ask() -> None:

@@ -58,7 +58,7 @@ async def test_each_action_is_taken(over: str, rspamd: Peer) -> None:
     )
 
 
-async def test_it_greylists_and_takes_the_message_when_it_comes_again(rspamd: Peer) -> None:
+async def test_it_greylists_and_accepts_the_message_at_the_second_attempt(rspamd: Peer) -> None:
     unique = time.monotonic_ns()
     sender, judge = f"bob{unique}@grey.example", Rspamd([rspamd.normal])
     content = letter(sender, f"grey {unique}")
@@ -73,7 +73,7 @@ async def test_it_greylists_and_takes_the_message_when_it_comes_again(rspamd: Pe
     assert without_added(stored) == content
 
 
-async def test_a_password_is_right_or_wrong(rspamd: Peer, caplog: Any) -> None:
+async def test_a_wrong_password_is_an_error(rspamd: Peer, caplog: Any) -> None:
     right = Rspamd([rspamd.controller], password="hunter2")
     await asyncio.to_thread(right.check)
     assert (await through(right, letter()))[0].startswith("250")
@@ -114,7 +114,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
-async def test_it_takes_a_thousand_recipients_and_any_address(rspamd: Peer) -> None:
+async def test_it_accepts_a_thousand_recipients_and_any_address(rspamd: Peer) -> None:
     kept = Collect()
     async with (
         serve([Rspamd([rspamd.normal]), kept]) as server,
@@ -184,7 +184,7 @@ async def test_dmarc_knows_the_author(rspamd: Peer, forged: list[str]) -> None:
     assert reply.startswith("554 5.7.1 ")
 
 
-async def test_it_signs_what_an_authenticated_client_sends(rspamd: Peer) -> None:
+async def test_it_signs_messages_of_authenticated_clients(rspamd: Peer) -> None:
     content = letter(body="signed")
     signer = Rspamd([rspamd.normal], skip_authenticated=False)
     reply, signed = await through(signer, content, client=STRANGER, login=True)
@@ -197,7 +197,7 @@ async def test_it_signs_what_an_authenticated_client_sends(rspamd: Peer) -> None
     assert (reply[:3], unsigned) == ("250", content)  # rspamd was not asked.
 
 
-async def test_a_message_is_the_same_by_http_as_by_its_milter(rspamd: Peer) -> None:
+async def test_http_and_the_milter_give_the_same_message(rspamd: Peer) -> None:
     letters = [letter(), *(letter(body=GTUBE.format(each)) for each in "XYZ")]
     letters += [rspamd.key.sign(letter(body="dkim")), letter("bob@example.net", "spf", FORGED)]
     letters += [letter("bob@example.com", "x", "X-Spam: No", "x-spam: no", "Received: from a")]

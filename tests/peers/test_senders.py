@@ -65,7 +65,7 @@ def post() -> Iterator[Post]:
 
 @pytest.mark.parametrize("letter", LETTERS, ids=lambda letter: letter.name)
 @pytest.mark.parametrize("name", SENDERS)
-def test_what_a_sender_was_given_is_what_is_stored(name: str, letter: Letter, post: Post) -> None:
+def test_a_message_is_stored_as_the_sender_got_it(name: str, letter: Letter, post: Post) -> None:
     if name not in SMTPUTF8:
         letter = letter._replace(sender=SENDER)
     place = post.place(name)

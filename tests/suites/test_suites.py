@@ -53,7 +53,7 @@ def table(pytestconfig: pytest.Config) -> Table:
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
-def test_no_test_of_another_project_fails_but_what_is_meant_to(
+def test_no_other_test_of_a_project_fails_with_our_session(
     project: Project, installed: Environment, tmp_path: Path, table: Table
 ) -> None:
     theirs, ours = _run_both(project, installed, tmp_path)

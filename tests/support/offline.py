@@ -121,7 +121,7 @@ class Offline:
         except Exception:  # noqa: BLE001 - a handler may raise any exception
             self.dialogue.put(LOCAL_ERROR)
 
-    # -- what is asked of whoever runs a dialogue --------------------------------------------------
+    # -- methods that a dialogue calls -------------------------------------------------------------
 
     def ask_now(self, ask: Ask) -> Any:
         hook = self.shared.hooks[ask.hook]

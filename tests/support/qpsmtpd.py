@@ -258,7 +258,7 @@ def _write(path: Path, text: str) -> None:
     path.chmod(0o644)
 
 
-# -- what is seen of either ----------------------------------------------------------------------
+# -- observations of both programs ---------------------------------------------------------------
 
 
 def at(port: int, host: str = LOOPBACK) -> tuple[str, str]:
