@@ -45,16 +45,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rounds", type=_rounds, metavar="N", help=f"default {ROUNDS}; with --quick 1"
     )
-    parser.add_argument("--quick", action="store_true", help="about a minute; coarse figures")
+    parser.add_argument("--quick", action="store_true", help="about a minute; rough values")
     parser.add_argument(
-        "--only", type=_keys, metavar="W1,W2", default=list(KEYS), help="these workloads"
+        "--only", type=_keys, metavar="W1,W2", default=list(KEYS), help="only these workloads"
     )
     parser.add_argument(
         "--server",
         nargs="+",
         choices=[contender.name for contender in CONTENDERS],
         metavar="NAME",
-        help=f"these servers, of: {', '.join(contender.name for contender in CONTENDERS)}",
+        help=f"only these servers, of: {', '.join(contender.name for contender in CONTENDERS)}",
     )
     parser.add_argument(
         "--write", action="store_true", help="write docs/performance.md and its plot"

@@ -24,7 +24,7 @@ def cpu_share_fault() -> str:
         with _group("fault", 0.5):
             return ""
     except OSError as error:
-        return f"no control group for processor time can be made: {error.strerror}"
+        return f"no control group for CPU time can be created: {error.strerror}"
 
 
 @contextmanager

@@ -218,16 +218,18 @@ class Simulation:
 
     def uncounted(self) -> int:
         """Return the number of sessions that Redis does not count, or counts without a session."""
-        told: dict[str, int] = {}
+        found: dict[str, int] = {}
         for shard in self._shards:
             names = [
                 name.decode() for name in self._server.scan_iter(f"*{shard[0].keys.of('c:')}*")
             ]
             for name in names:
                 counts = self._server.hvals(name)
-                told[name.rpartition("c:")[2]] = sum(map(int, counts))
+                found[name.rpartition("c:")[2]] = sum(map(int, counts))
         true = {client: count for client, count in self.truth.by_client.items() if count}
-        return sum(abs(told.get(each, 0) - true.get(each, 0)) for each in told.keys() | true.keys())
+        return sum(
+            abs(found.get(each, 0) - true.get(each, 0)) for each in found.keys() | true.keys()
+        )
 
 
 class SimulatedNode:

@@ -65,7 +65,7 @@ def _commit() -> str:
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
-    told = subprocess.run(  # noqa: S603 - the arguments are written above
+    ended = subprocess.run(  # noqa: S603 - the arguments are written above
         command, capture_output=True, text=True, timeout=10, check=True
     )
-    return told.stdout.strip()
+    return ended.stdout.strip()

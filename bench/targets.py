@@ -80,7 +80,7 @@ class Target(NamedTuple):
         if spread is None:
             return "-"
         if len(values) < ENOUGH_ROUNDS:
-            return "too few rounds to say"
+            return "too few rounds for a verdict"
         met = sum(map(self._meets, values))
         word = "yes" if self._meets(spread.median) else "no"
         times = "" if met in {0, len(values)} else f" (met in {met} of {len(values)} rounds)"

@@ -17,8 +17,8 @@ TIMEOUT = 60.0
 
 def options() -> dict[str, Any]:
     """Return the keyword arguments from the command line."""
-    told: dict[str, Any] = json.loads(sys.argv[1])
-    return told
+    given: dict[str, Any] = json.loads(sys.argv[1])
+    return given
 
 
 def answer(**figures: float) -> None:

@@ -35,9 +35,9 @@ class Knocker:
         self._selector = selectors.DefaultSelector()
         self._refused = self._other = self._open = 0
 
-    def knock(self, count: int, *, stop_when_told: bool) -> None:
+    def knock(self, count: int, *, stop_at_input: bool) -> None:
         """Connect *count* times, and send the results to the parent process."""
-        if stop_when_told:
+        if stop_at_input:
             self._selector.register(sys.stdin, selectors.EVENT_READ)
         began = time.monotonic()
         while self._refused + self._other < count:
@@ -82,18 +82,18 @@ class Knocker:
 
 def main() -> None:
     """Hold sessions, then execute each line: a number of refusals, or ``flood`` without an end."""
-    told = options()
-    port, source = told["port"], told["source"]
-    held = [connect(port, source) for _ in range(told["hold"])]
+    given = options()
+    port, source = given["port"], given["source"]
+    held = [connect(port, source) for _ in range(given["hold"])]
     for sock in held:
         greeting = read_reply(sock)
         if not greeting.startswith(b"220"):
-            raise ConnectionError(f"not let in: {greeting!r}")
+            raise ConnectionError(f"the greeting is {greeting!r}")
     answer(held=len(held))
     word = sys.stdin.readline().strip()
     flood = word == "flood"
     count = sys.maxsize if flood else int(word)
-    Knocker(port, source, told["at_once"]).knock(count, stop_when_told=flood)
+    Knocker(port, source, given["at_once"]).knock(count, stop_at_input=flood)
 
 
 if __name__ == "__main__":

@@ -171,14 +171,14 @@ async def _offer(idle: asyncio.Queue[Session], rate: int, seconds: float) -> Non
 
 def main() -> None:
     """Open the connections, and offer messages for the duration in each line."""
-    told = options()
-    message = b"Subject: measured\r\n\r\n" + LINE * (told["size"] // len(LINE)) + b".\r\n"
+    given = options()
+    message = b"Subject: measured\r\n\r\n" + LINE * (given["size"] // len(LINE)) + b".\r\n"
     gc.disable()  # A garbage collection would add to the time of a reply.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        idle = runner.run(_open(told["port"], told["connections"], message))
+        idle = runner.run(_open(given["port"], given["connections"], message))
         answer(connections=idle.qsize())
         for line in sys.stdin:
-            runner.run(_offer(idle, told["rate"], float(line)))
+            runner.run(_offer(idle, given["rate"], float(line)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def probe(port: int, source: str) -> float:
         greeting = read_reply(sock)
         took = time.perf_counter() - began
         if not greeting.startswith(b"220"):
-            raise ConnectionError(f"not let in: {greeting!r}")
+            raise ConnectionError(f"the greeting is {greeting!r}")
         sock.sendall(b"QUIT\r\n")
         while sock.recv(512):
             pass
@@ -25,12 +25,12 @@ def probe(port: int, source: str) -> float:
 
 def main() -> None:
     """Connect as many times as each line says."""
-    told = options()
+    given = options()
     for line in sys.stdin:
         times = []
         for _ in range(int(line)):
-            times.append(1000 * probe(told["port"], told["source"]))
-            time.sleep(told["pause"])
+            times.append(1000 * probe(given["port"], given["source"]))
+            time.sleep(given["pause"])
         percentiles = statistics.quantiles(times, n=100, method="inclusive")
         answer(p50=percentiles[49], p99=percentiles[98])
 

@@ -70,16 +70,16 @@ def _expect(code: bytes, reply: bytes) -> None:
 
 def main() -> None:
     """Send as many messages as each line says."""
-    told = options()
-    context = ssl.create_default_context(cafile=told["authority"])
-    message = b"Subject: measured\r\n\r\n" + LINE * (told["size"] // len(LINE)) + b".\r\n"
-    at_once = told["at_once"]
+    given = options()
+    context = ssl.create_default_context(cafile=given["authority"])
+    message = b"Subject: measured\r\n\r\n" + LINE * (given["size"] // len(LINE)) + b".\r\n"
+    at_once = given["at_once"]
     with ThreadPoolExecutor(at_once) as pool:
         for line in sys.stdin:
             count, handshake = line.split()
             resume = handshake == "resumed"
             senders = [
-                Sender(told["port"], context, message, resume=resume) for _ in range(at_once)
+                Sender(given["port"], context, message, resume=resume) for _ in range(at_once)
             ]
             shares = [int(count) // at_once + (n < int(count) % at_once) for n in range(at_once)]
             began = time.monotonic()

@@ -77,18 +77,18 @@ class Dovecot(Contender):
         """Check for Dovecot, for its LMTP server, and for root."""
         if find_program("dovecot") is None:
             return "Dovecot is not installed"
-        return "" if os.geteuid() == 0 else "Dovecot is started as root only"
+        return "" if os.geteuid() == 0 else "Dovecot can be started only as root"
 
     def version(self) -> str:
         """Return the name and the version."""
-        told = subprocess.run(  # noqa: S603 - a program from PATH, no input
+        ended = subprocess.run(  # noqa: S603 - a program from PATH, no input
             [find_program("dovecot") or "dovecot", "--version"],
             capture_output=True,
             text=True,
             timeout=10,
             check=False,
         )
-        return f"Dovecot {told.stdout.partition(' ')[0]}".strip()
+        return f"Dovecot {ended.stdout.partition(' ')[0]}".strip()
 
     def command(self, place: Place, needs: Needs) -> list[str]:  # noqa: ARG002 - see Contender
         """Write the configuration, and return the command line."""

@@ -35,10 +35,10 @@ def node_version() -> str:
     node = shutil.which("node")
     if node is None:
         return ""
-    told = subprocess.run(  # noqa: S603 - a program from PATH, no input
+    ended = subprocess.run(  # noqa: S603 - a program from PATH, no input
         [node, "--version"], capture_output=True, text=True, timeout=10, check=False
     )
-    return told.stdout.strip()
+    return ended.stdout.strip()
 
 
 class NodePackage(Contender):

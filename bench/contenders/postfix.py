@@ -110,7 +110,7 @@ class Postfix(Contender):
         """Check for Postfix, and for root."""
         if not (find_program("postfix") and find_program("postconf")):
             return "Postfix is not installed"
-        return "" if os.geteuid() == 0 else "Postfix starts as root only"
+        return "" if os.geteuid() == 0 else "Postfix can be started only as root"
 
     def version(self) -> str:
         """Return the name and the version."""
@@ -166,7 +166,7 @@ def _default(parameter: str) -> str:
     postconf = find_program("postconf")
     if postconf is None:
         return ""
-    told = subprocess.run(  # noqa: S603 - a program from PATH, no input
+    ended = subprocess.run(  # noqa: S603 - a program from PATH, no input
         [postconf, "-dh", parameter], capture_output=True, text=True, timeout=10, check=False
     )
-    return told.stdout.strip()
+    return ended.stdout.strip()

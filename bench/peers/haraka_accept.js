@@ -1,4 +1,4 @@
-// A plugin of Haraka's that asks no DNS, and takes every recipient.
+// A plugin of Haraka that makes no DNS query, and accepts every recipient.
 'use strict';
 
 exports.hook_lookup_rdns = (next) => next(OK, 'localhost');

@@ -1,4 +1,4 @@
-// A plugin of Haraka's that discards every message.
+// A plugin of Haraka that discards every message.
 'use strict';
 
 exports.hook_queue = (next) => next(OK);

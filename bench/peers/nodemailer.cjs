@@ -1,4 +1,4 @@
-// A server of nodemailer's smtp-server that takes everything and discards it.
+// A server with nodemailer's smtp-server that accepts and discards every message.
 'use strict';
 
 const fs = require('fs');
@@ -23,5 +23,5 @@ if (options.key) {
 }
 
 const server = new SMTPServer(settings);
-server.on('error', () => {}); // clients that go without a word are no fault here
+server.on('error', () => {}); // ignore clients that close without QUIT
 server.server.listen({ host: options.host, port: options.port, backlog: 1024 });

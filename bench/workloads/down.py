@@ -111,11 +111,11 @@ class HopDown(Workload):
         with serving(SmtpSink(), Needs(), certificates, hop):
             first = client.hear(60)["first"]
             if first < began:
-                raise BenchError("no message was taken after the hop's return")
+                raise BenchError("no message was accepted after the hop's return")
             return 1000 * (first - began), client.ask("2")
 
 
-def _all_offered(told: dict[str, float]) -> dict[str, float]:
-    if told["rate"] < LEAST_OFFERED * RATE:
-        raise BenchError(f"the client could offer only {told['rate']:.0f} messages per second")
-    return told
+def _all_offered(answer: dict[str, float]) -> dict[str, float]:
+    if answer["rate"] < LEAST_OFFERED * RATE:
+        raise BenchError(f"the client could offer only {answer['rate']:.0f} messages per second")
+    return answer

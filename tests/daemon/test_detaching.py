@@ -61,7 +61,7 @@ def test_a_detached_daemon_is_independent_of_the_process_that_started_it(tmp_pat
         assert process.parent != os.getpid()
         assert process.session != os.getsid(0)
         assert process.terminal == 0
-        assert process.session != daemon.pid, "a session's leader could get a terminal"
+        assert process.session != daemon.pid, "the leader of a session could get a terminal"
         assert process.folder == "/"
         assert [process.descriptor(number) for number in (0, 1, 2)] == ["/dev/null"] * 3
         assert process.status["Umask"] == ["0022"]

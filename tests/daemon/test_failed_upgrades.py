@@ -171,7 +171,9 @@ def test_a_stop_during_an_upgrade_ends_both_processes(tmp_path: Path, gated: Dae
     pid.unlink()
     (tmp_path / "wait").touch()
     gated.signal(signal.SIGUSR2)
-    until(lambda: pid.exists() and pid.read_text()[-1:] == "\n", "the new one loads its handler")
+    until(
+        lambda: pid.exists() and pid.read_text()[-1:] == "\n", "the new process loads its handler"
+    )
     assert gated.stop() == 0
     wait_until_gone(int(pid.read_text()))
     assert not (tmp_path / "daemon.pid").exists()

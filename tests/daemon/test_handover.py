@@ -129,4 +129,4 @@ def test_the_new_process_answers_control_and_metrics_at_the_same_addresses(
                     assert answer.status == 200
             assert inside.noop()[0] == 250
         assert control.stat().st_ino == inode
-    until(lambda: not control.exists(), "the last one removes the path")
+    until(lambda: not control.exists(), "the last process removes the path")

@@ -86,7 +86,7 @@ def test_orphans_are_reaped_and_exit_statuses_are_correct(
                 client.mail("a@example.com")
                 client.rcpt("b@example.com")
                 assert client.data("hello") == (250, b"True")
-        until(lambda: len(children(init)) == 1, "the orphans are waited for")
+        until(lambda: len(children(init)) == 1, "the orphans are reaped")
         assert zombies(init) == []
         os.kill(init, signal.SIGTERM)
         assert daemon.process.wait(PATIENCE) == 0

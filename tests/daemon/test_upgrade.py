@@ -88,12 +88,12 @@ def test_under_load_no_message_is_lost_and_no_connection_refused(tmp_path: Path,
         with Load(daemon.port) as load, Successors(daemon) as successors:
             for _ in range(4):
                 before = len(lines(taken))
-                until(lambda least=before + 200: len(lines(taken)) >= least, "mail comes in")  # type: ignore[misc]
+                until(lambda least=before + 200: len(lines(taken)) >= least, "mail arrives")  # type: ignore[misc]
                 successors.upgrade()
             load.finish()
         assert load.faults == []
         assert len(lines(taken)) == load.sent > 800
-        assert len(set(lines(taken))) == 5, "each had its part"
+        assert len(set(lines(taken))) == 5, "each process accepted messages"
         assert "Traceback" not in daemon.log
         assert not re.search(r"WARNING refused|ERROR", daemon.log)
 
@@ -216,7 +216,7 @@ async def test_a_withdrawn_server_serves_accepted_clients_and_leaves_after_them(
                 assert (await client.greet()).code == 250
                 assert (await client.deliver()).code == 250
                 assert not leaving.done()
-                assert server.gate.count == 1, "nobody accepts the late one here"
+                assert server.gate.count == 1, "this server does not accept the late client"
                 await client.say("QUIT")
                 await leaving
                 late.reset()
@@ -285,7 +285,7 @@ def test_a_process_of_another_user_gets_the_files_that_root_created(
     with kind(*options, cwd=public, command=command_for_nobody):
         old = int(pid_file.read_text())
         os.kill(old, signal.SIGUSR2)
-        until(lambda: pid_file.read_text().strip() not in {"", str(old)}, "the pid is another")
+        until(lambda: pid_file.read_text().strip() not in {"", str(old)}, "the pid changes")
         new = int(pid_file.read_text())
         wait_until_gone(old)
         try:

@@ -54,7 +54,7 @@ def patched(text: str, changes: str) -> str:
         lines = [line or " " for line in hunk.splitlines()]
         old = "\n".join(["", *(line[1:] for line in lines if line[0] != "+"), ""])
         new = "\n".join(["", *(line[1:] for line in lines if line[0] != "-"), ""])
-        assert text.count(old) == 1, f"it stands there {text.count(old)} times:\n{old}"
+        assert text.count(old) == 1, f"the page has it {text.count(old)} times:\n{old}"
         text = text.replace(old, new)
     return text
 

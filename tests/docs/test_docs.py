@@ -95,7 +95,7 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
             or (block.language == "text" and "output" in block.marks)
         )
         assert known or "file" in block.marks, (
-            f"{block.place}: nobody runs {block.language or 'a block without a language'!r}; "
+            f"{block.place}: no test runs {block.language or 'a block without a language'!r}; "
             "see the head of tests/docs/test_docs.py"
         )
 
@@ -103,7 +103,7 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
 def test_blocks_that_are_not_run_are_few_and_have_a_reason() -> None:
     left_out = [block for block in all_blocks() if not block.is_run]
     for block in left_out:
-        assert len(block.marks["not run"]) >= SHORTEST_REASON, f"{block.place}: say why"
+        assert len(block.marks["not run"]) >= SHORTEST_REASON, f"{block.place}: give a reason"
     assert len(left_out) <= MOST_NOT_RUN, [block.place for block in left_out]
 
 
@@ -113,7 +113,7 @@ def test_every_file_of_a_page_is_used_by_a_command_behind_it(page: Path) -> None
         if block.is_run and (name := block.marks.get("file")):
             stem = Path(name).stem  # The name of a handler has no .py.
             later = [b.text for b in blocks_of(page)[number:] if b.language == "console"]
-            assert any(stem in text for text in later), f"{block.place}: nothing uses {name}"
+            assert any(stem in text for text in later), f"{block.place}: no command uses {name}"
 
 
 @pytest.mark.timeout(400)
@@ -183,7 +183,7 @@ def test_a_snippet_is_a_complete_program(block: Block, tmp_path: Path) -> None:
         shown = following[0].text
         if not is_as_shown(ended.stdout, shown):
             text = f"--- the page shows\n{shown}--- it prints\n{ended.stdout}---"
-            pytest.fail(f"{block.place}: its output is another\n{text}", pytrace=False)
+            pytest.fail(f"{block.place}: its output differs\n{text}", pytrace=False)
 
 
 def page_of(block: Block) -> Path:

@@ -111,7 +111,7 @@ def test_the_template_is_the_service_but_for_what_several_processes_need() -> No
     (more,) = set(several["Environment"]) - set(one["Environment"])
     assert more == f"SMTPD_FORK_CONTROL=%t/{several['RuntimeDirectory'][0]}/control"
     assert several["Sockets"] == [SOCKET.name]
-    assert several["NonBlocking"] == ["yes"], "O_NONBLOCK is of the socket, which all share"
+    assert several["NonBlocking"] == ["yes"], "all processes share the socket, and so O_NONBLOCK"
 
 
 def test_the_files_match_the_daemon() -> None:

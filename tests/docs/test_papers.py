@@ -31,7 +31,7 @@ MOST_OF_A_PICTURE = 150_000
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
 def test_the_generated_documents_are_up_to_date(path: Path) -> None:
-    assert path.read_text() == documents()[path], "make papers writes it anew"
+    assert path.read_text() == documents()[path], "run make papers"
 
 
 def test_the_example_shows_the_defaults(tmp_path: Path) -> None:
@@ -73,8 +73,10 @@ def test_the_manual_page_has_every_command_with_its_arguments_and_options() -> N
 
 
 def test_every_exit_status_is_explained() -> None:
-    told = {int(n) for n in re.findall(r"^\| (\d+) \|", read("docs/operation.md"), re.MULTILINE)}
-    assert told == set(ExitStatus) == set(MEANINGS)
+    documented = {
+        int(n) for n in re.findall(r"^\| (\d+) \|", read("docs/operation.md"), re.MULTILINE)
+    }
+    assert documented == set(ExitStatus) == set(MEANINGS)
 
 
 @pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
@@ -149,8 +151,8 @@ def test_the_changelog_has_this_version_and_unreleased_changes() -> None:
 
 
 def test_every_rule_of_the_gate_is_in_its_table_of_names() -> None:
-    told = re.findall(r"^\| `([a-z_]+)` \|", read("docs/gate.md"), re.MULTILINE)
-    assert sorted(told) == sorted(CURES)
-    for rule in told:
+    documented = re.findall(r"^\| `([a-z_]+)` \|", read("docs/gate.md"), re.MULTILINE)
+    assert sorted(documented) == sorted(CURES)
+    for rule in documented:
         if rule not in {"paused", "limit_connections", "descriptors"}:
             assert "--" + rule.replace("_", "-") in read("docs/gate.md")

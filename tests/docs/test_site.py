@@ -62,8 +62,8 @@ def signatures_of_the_code() -> dict[str, str]:
 
 def test_the_page_of_hooks_has_each_hook_with_its_signature() -> None:
     rows = re.findall(r"^\| `((?:handle|process)_.+?)` \| ", read("docs/hooks.md"), re.MULTILINE)
-    told = {row.partition("(")[0]: row.replace("\\|", "|") for row in rows}
-    assert told == signatures_of_the_code()
+    documented = {row.partition("(")[0]: row.replace("\\|", "|") for row in rows}
+    assert documented == signatures_of_the_code()
 
 
 def test_each_hook_has_when_what_to_return_and_a_default() -> None:
@@ -80,8 +80,8 @@ def test_each_hook_has_when_what_to_return_and_a_default() -> None:
 
 def test_the_page_of_the_api_has_each_public_name() -> None:
     pattern = r"^\.\. (?:auto)?(?:class|exception|data|function):: (\w+)"
-    told = re.findall(pattern, read("docs/api.md"), re.MULTILINE)
-    assert sorted(told) == sorted([*smtpd_fork.__all__, *smtpd_fork.testing.__all__])
+    documented = re.findall(pattern, read("docs/api.md"), re.MULTILINE)
+    assert sorted(documented) == sorted([*smtpd_fork.__all__, *smtpd_fork.testing.__all__])
 
 
 # -- the site itself -------------------------------------------------------------------------------

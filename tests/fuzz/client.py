@@ -91,11 +91,11 @@ def _lines(heard: bytes, *, whole: bool) -> list[bytes]:
         if not REPLY.match(line):
             if index and lines[index - 1].startswith(b"220 "):
                 return lines[:index]
-            raise BrokenError(f"{line!r} is no reply")
+            raise BrokenError(f"{line!r} is not a reply")
         if b"\r" in line or b"\n" in line or b"\0" in line:
             raise BrokenError(f"{line!r} has a bare CR, LF or NUL")
     if last and not last.startswith(b"\x15\x03"):
-        raise BrokenError(f"{last!r} is no whole reply")
+        raise BrokenError(f"{last!r} is not a complete reply")
     if whole and not heard:
-        raise BrokenError("nothing was answered")
+        raise BrokenError("there was no reply")
     return lines

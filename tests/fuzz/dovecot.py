@@ -64,7 +64,7 @@ def go(said: bytes, cuts: Sequence[int]) -> object:
                 _see(answer)
                 answers.append((number, answer))
             if conversation.buffered > LONGEST_LINE:
-                raise BrokenError(f"{conversation.buffered} bytes are held")
+                raise BrokenError(f"{conversation.buffered} bytes are buffered")
     except DovecotGarbageError as found:
         error = str(found)
     return answers, error, conversation.ready, conversation.mechanisms
@@ -86,7 +86,7 @@ def _see(answer: Answer) -> None:
 
 def _same(said: bytes, cuts: Sequence[int]) -> None:
     if go(said, []) != go(said, cuts):
-        raise BrokenError(f"cut at {cuts} it is another conversation")
+        raise BrokenError(f"cut at {cuts} the conversation differs")
 
 
 PLAYS = Plays("conversations with Dovecot", a_play, _same)

@@ -222,7 +222,7 @@ class Soak:
 
     async def check(self) -> None:
         """Compare all counts, without clients, with some, and at the limits."""
-        await self.settled("nodes are away", self._away)
+        await self.settled("nodes that are not in the fleet", self._away)
         await self.settled("counts are left", self._counts)
         await self.settled("slots", lambda: self._wrong_slots(0))
         await asyncio.sleep(2 * KNOWN_SECONDS)

@@ -146,7 +146,7 @@ class _Run:
         client = self._client
         held = len(client._reader._rest) + sum(map(len, client._reader._lines))
         if held > LONGEST_LINE + LONGEST_REPLY:
-            raise BrokenError(f"{held} bytes of replies are held")
+            raise BrokenError(f"{held} bytes of replies are buffered")
         if (client.state is State.BROKEN) != (client.fault is not None):
             raise BrokenError(f"{client.state} with the reason {client.fault}")
         if client.fault is not None and any(each in client.fault.reason for each in SECRETS):
@@ -161,7 +161,7 @@ class _Run:
         said = len(DECIDED.findall(bytes(content.said)))
         if said < (stored if self._play.terms.lmtp else 1):
             raise BrokenError(
-                f"{stored} recipients have a message, and the hop said so {said} times"
+                f"{stored} recipients count as delivered, and the hop accepted {said} times"
             )
 
 
@@ -187,7 +187,7 @@ def a_play(chance: random.Random) -> Play:
 
 def _same(play: Play, cuts: Sequence[int]) -> None:
     if _Run(play).go([]) != _Run(play).go(cuts):
-        raise BrokenError(f"cut at {cuts} it is another dialogue")
+        raise BrokenError(f"cut at {cuts} the dialogue differs")
 
 
 PLAYS = Plays("dialogues with a next hop", a_play, _same)

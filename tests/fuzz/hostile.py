@@ -183,7 +183,7 @@ def read_reply(sock: socket.socket) -> bytes:
     while not text.endswith(b"\r\n") or text.splitlines()[-1][3:4] == b"-":
         some = sock.recv(4096)
         if not some:
-            raise ConnectionError("the daemon has closed")
+            raise ConnectionError("the daemon closed the connection")
         text += some
     return text
 
@@ -296,7 +296,7 @@ def settled(pid: int, listening: int) -> int:
     deadline = time.monotonic() + PATIENCE
     while sockets(pid) > listening:
         if time.monotonic() > deadline:
-            raise TimeoutError("sessions do not end")
+            raise TimeoutError("the sessions do not end")
         time.sleep(0.05)
     return resident(pid)
 

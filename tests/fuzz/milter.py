@@ -117,11 +117,11 @@ def _made_of(conversation: Conversation) -> object:
 def _see(conversation: Conversation) -> None:
     held = conversation._reader.buffered + sum(len(each.value) for each in conversation._edits)
     if held > 2 * ROOM + WRITE_BYTES:
-        raise BrokenError(f"{held} bytes are held")
+        raise BrokenError(f"{held} bytes are buffered")
     if (conversation.state is State.ENDED) != bool(conversation.fault):
         raise BrokenError(f"{conversation.state} with {conversation.fault}")
     if conversation.verdict is not None and not conversation.settled:
-        raise BrokenError("a verdict, and it waits for more")
+        raise BrokenError("there is a verdict, and the conversation waits for more")
 
 
 def see_message(content: bytes) -> None:
@@ -136,7 +136,7 @@ def see_message(content: bytes) -> None:
 
 def _same(play: Play, cuts: Sequence[int]) -> None:
     if go(play, []) != go(play, cuts):
-        raise BrokenError(f"cut at {cuts} it is another conversation")
+        raise BrokenError(f"cut at {cuts} the conversation differs")
 
 
 PLAYS = Plays("conversations with a milter", a_play, _same)

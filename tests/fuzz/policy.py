@@ -83,14 +83,14 @@ def go(play: Play, cuts: Sequence[int]) -> object:
 
 def _see(client: PolicyClient, packet: int) -> None:
     if len(client._received) > 2 * LONGEST_ANSWER + packet:  # Line ends may be CR LF.
-        raise BrokenError(f"{len(client._received)} bytes are held")
+        raise BrokenError(f"{len(client._received)} bytes are buffered")
     if (client.state is State.BROKEN) != (client.fault is not None):
         raise BrokenError(f"{client.state} with the reason {client.fault}")
 
 
 def _same(play: Play, cuts: Sequence[int]) -> None:
     if go(play, []) != go(play, cuts):
-        raise BrokenError(f"cut at {cuts} it is another dialogue")
+        raise BrokenError(f"cut at {cuts} the dialogue differs")
 
 
 PLAYS = Plays("dialogues with a policy server", a_play, _same)

@@ -102,10 +102,10 @@ class Watched(SMTP):
         dialogue = self.connection.dialogue
         held = dialogue.pending
         if held > HELD_INPUT + BUFFER_SIZE + LINE_LIMIT:
-            raise BrokenError(f"{held} bytes of input are held")
+            raise BrokenError(f"{held} bytes of input are buffered")
         reading = dialogue.reading
         if reading is not None and reading.held > MESSAGE_SIZE * 9 // 8 + 256:
-            raise BrokenError(f"{reading.held} bytes of a message are held")
+            raise BrokenError(f"{reading.held} bytes of a message are buffered")
 
     async def smtp_XSLOW(self, arg: str | None) -> None:
         """Answer after a short time."""
@@ -229,12 +229,12 @@ class Fuzzer:
             if server.gate.count or server.gate.clients or server.sessions:
                 raise BrokenError(f"{where}: the gate does not return to 0: {server.gate.count}")
             if waiting := running(server)._tarpit.waiting:
-                raise BrokenError(f"{where}: {waiting} sessions wait in the tarpit, and are gone")
+                raise BrokenError(f"{where}: {waiting} ended sessions are counted in the tarpit")
             if wrong := server.audit():
                 raise BrokenError(f"{where}: {wrong}")
             used = server._budget.used
             if used:
-                raise BrokenError(f"{where}: {used} bytes of the buffers are not given back")
+                raise BrokenError(f"{where}: {used} bytes of buffers are not released")
         self._failures.seen += [str(warning.message) for warning in self._warnings]
         if self._failures.seen:
             raise BrokenError(f"{where}: {self._failures.seen[0]}")
@@ -310,7 +310,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
-    parser.add_argument("--grow", action="store_true", help="keep what brings something new")
+    parser.add_argument(
+        "--grow", action="store_true", help="keep dialogues with new sequences of replies"
+    )
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     fuzzer = Fuzzer(options.seed, options.grow)

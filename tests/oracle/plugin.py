@@ -19,7 +19,9 @@ import smtpd_fork.smtp
 if TYPE_CHECKING:
     import pytest
 
-assert not {"aiosmtpd.controller", "aiosmtpd.lmtp"} & set(sys.modules), "they have the stock class"
+assert not {"aiosmtpd.controller", "aiosmtpd.lmtp"} & set(sys.modules), (
+    "they have imported the stock class"
+)
 
 
 class Session(smtpd_fork.smtp.SMTP):

@@ -176,6 +176,6 @@ def test_only_intended_differences_fail_in_aiosmtpds_tests(
 @pytest.mark.parametrize("pattern", DIVERGENCES)
 def test_every_intended_difference_still_fails(pattern: str, outcomes: Mapping[str, str]) -> None:
     covered = {name: wrong for name, wrong in outcomes.items() if re.fullmatch(pattern, name)}
-    assert covered, "aiosmtpd has no such test any more: strike the entry out"
+    assert covered, "aiosmtpd no longer has such a test: remove the entry"
     passing = [name for name, wrong in covered.items() if not wrong]
-    assert not passing, "they pass: strike them out"
+    assert not passing, "they pass: remove them"

@@ -105,7 +105,7 @@ names of hosts.
 """
 
 
-def told(content: bytes) -> list[tuple[bytes, bytes]]:
+def comparable_fields(content: bytes) -> list[tuple[bytes, bytes]]:
     found = []
     for each in fields(content):
         name, value = each.name.lower(), each.value.replace(b"\r\n", b"\n")
@@ -149,7 +149,7 @@ class Both:
         there = {_number(each.content): each for each in self.theirs.envelopes}
         for each in self.ours.envelopes:
             other = there.pop(_number(each.content))
-            assert told(each.content) == told(other.content)
+            assert comparable_fields(each.content) == comparable_fields(other.content)
             assert sorted(each.rcpt_tos) == sorted(other.rcpt_tos)
         assert there == {}
 

@@ -35,7 +35,7 @@ def test_in_ci_a_missing_program_fails_the_test(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_program_that_was_not_checked_is_not_started() -> None:
-    with pytest.raises(AssertionError, match="ls and has not asked"):
+    with pytest.raises(AssertionError, match="starts ls without a check"):
         subprocess.run(["ls"], check=False)
     subprocess.run([peers.peer("ls")], check=True, stdout=subprocess.DEVNULL)
 

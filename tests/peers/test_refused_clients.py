@@ -67,4 +67,6 @@ def test_the_page_has_the_lines_that_both_log() -> None:
     rows = [row(name, *lines) for name, lines in found.items()]
     shown = re.findall(r"^\| .* \| `.*` \| `.*` \|$", read(PAGE), re.MULTILINE)
     wanted = "\n".join(rows)
-    assert list(map(comparable, shown)) == list(map(comparable, rows)), f"it has to be\n{wanted}"
+    assert list(map(comparable, shown)) == list(map(comparable, rows)), (
+        f"the page must have\n{wanted}"
+    )

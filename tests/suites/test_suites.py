@@ -68,9 +68,9 @@ def test_no_other_test_of_a_project_fails_with_our_session(
     unmeant = {name: wrong for name, wrong in differing.items() if name not in listed}
     assert not unmeant, "\n".join(f"{name}\n{wrong}" for name, wrong in unmeant.items())
     for pattern, names in known.items():
-        assert names, f"there is no such test any more, strike it out: {pattern}"
+        assert names, f"there is no such test any more, remove it: {pattern}"
         passing = [name for name in names if name not in differing]
-        assert not passing, f"they are no divergence, strike them out: {passing}"
+        assert not passing, f"they do not differ, remove them: {passing}"
         table.append(f"    {len(names):3}  {pattern}: {project.divergences[pattern]}")
     assert (len(ours), len(differing)) == _documented(project)
 
@@ -111,7 +111,7 @@ def _run_both(
             _wait(running[-1])
     for process in running:
         _wait(process)
-    assert list((folder / "environment/witness").iterdir()), "no session of ours was made"
+    assert list((folder / "environment/witness").iterdir()), "our session was not used"
     return _read(folder / "theirs.xml"), _read(folder / "ours.xml")
 
 

@@ -132,7 +132,7 @@ async def _settled(session: SMTP) -> None:
             if _waits_for_client(session):
                 return
         await asyncio.sleep(0)
-    raise AssertionError("the session does not come to rest")
+    raise AssertionError("the session does not become idle")
 
 
 async def in_turns(happens: Awaitable[T], seconds: float) -> T:

@@ -303,7 +303,7 @@ def until(happened: Callable[[], object], what: str) -> None:
     """Poll until a condition is true that another process changes without any event."""
     deadline = time.monotonic() + PATIENCE
     while not happened():
-        assert time.monotonic() < deadline, f"never happened: {what}"
+        assert time.monotonic() < deadline, f"timeout: {what}"
         time.sleep(0.005)
 
 

@@ -103,7 +103,7 @@ class Halfway:
 
     def check_that_old_ones_accept(self, *pids: int) -> None:
         """Check that new sessions are in these processes, and in no others."""
-        until(lambda: self._states() == dict.fromkeys(pids, "serving"), "they alone serve")
+        until(lambda: self._states() == dict.fromkeys(pids, "serving"), "only they serve")
         for pid in pids:
             self.session_in(pid).close()
 

@@ -41,7 +41,7 @@ class Manager:
             self.messages.append(message)
             if what(message):
                 return message
-        raise AssertionError(f"was not told; was told {self.messages}")
+        raise AssertionError(f"no such message; received: {self.messages}")
 
     def wait_for_field(self, name: str) -> Message:
         return self.wait_for(lambda message: name in message)

@@ -72,7 +72,7 @@ def blocks_of(page: Path) -> tuple[Block, ...]:
             found.append(_block(page, token, marks))
             marks = {}
         elif token.type not in {"paragraph_close", "list_item_open", "bullet_list_open"}:
-            assert not marks, f"{page.name}: {marks} stands before no block"
+            assert not marks, f"{page.name}: no block follows {marks}"
     return tuple(found)
 
 

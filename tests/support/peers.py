@@ -61,7 +61,7 @@ def _find(program: str) -> str | None:
     if path not in _asked_for:
         # pytest.skip() has to be called in the test's own thread.
         in_test = threading.current_thread() is threading.main_thread()
-        assert in_test, f"a test asks for {program} before it starts a thread that does"
+        assert in_test, f"a test must check {program} before it starts a thread that does"
     if path is not None:
         _asked_for.add(path)
     return path
@@ -103,7 +103,7 @@ def npm_package(name: str, version: str) -> Path:
 def cannot(*reasons: str) -> NoReturn:
     """Skip the test for *reasons*; in CI, where nothing is missing, fail it."""
     if IN_CI:
-        pytest.fail(f"CI has to have it: {_SEPARATOR.join(reasons)}")
+        pytest.fail(f"missing in CI: {_SEPARATOR.join(reasons)}")
     pytest.skip(_SEPARATOR.join(reasons))
 
 
@@ -187,4 +187,4 @@ def _see_program(event: str, arguments: tuple[object, ...]) -> None:
         return
     if Path(program).is_absolute() and not program.startswith(_INSTALLED):
         return  # The test has created the program itself.
-    raise AssertionError(f"a test starts {program} and has not asked support.peers for it")
+    raise AssertionError(f"a test starts {program} without a check by support.peers")

@@ -111,7 +111,7 @@ def first_of(talks: Sequence[Talk]) -> Talk:
     """Return the first client that receives something."""
     sockets = {talk._socket: talk for talk in talks}
     ready = select.select(list(sockets), [], [], PATIENCE)[0]
-    assert ready, "nobody is told anything"
+    assert ready, "no client received anything"
     return sockets[ready[0]]
 
 
