@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
@@ -85,7 +85,7 @@ def main() -> None:
     facts = list(describe([each for each in contenders if not each.missing()]))
     with tempfile.TemporaryDirectory(prefix="smtpd-fork-bench-") as folder:
         certificates = Certificates(Path(folder))
-        results = measure(contenders, chosen, rounds, certificates, _tell)
+        results = measure(contenders, chosen, rounds, certificates, _print_line)
 
     no_plot = "it is drawn with --write"
     if arguments.write:
@@ -102,5 +102,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        _tell("interrupted: nothing was written")
+        _print_line("interrupted: nothing was written")
         sys.exit(_INTERRUPTED)

@@ -365,7 +365,7 @@ class SimulatedNode:
         self._simulation.at(self._simulation.draw(self._wait), attempt)
 
 
-def _tell(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -379,7 +379,7 @@ def _phase(simulation: Simulation, name: str, until: Callable[[], bool]) -> None
     seconds = max(simulation.now - begun, 1e-9)
     messages = simulation.messages - messages
     kilobytes = (simulation.sent - sent + simulation.received - received) / 1000
-    _tell(
+    _print(
         f"{name}: {seconds:.1f} s; clients {outcome.arrivals:,}, admitted {outcome.admitted:,}, "
         f"refused {outcome.refused:,}, by the node alone {outcome.without_redis:,}\n"
         f"  most over the limit: client {outcome.most_over_client}, fleet "
@@ -430,7 +430,7 @@ def main() -> None:
             return bool(wrong) and (wrong[-1] <= arguments.rate * 0.05 or len(wrong) > LOOKS)
 
         _phase(simulation, "an empty Redis comes", right_again)
-        _tell(f"  uncounted sessions, each quarter of a second: {wrong}")
+        _print(f"  uncounted sessions, each quarter of a second: {wrong}")
         at = simulation.now
         _phase(simulation, "afterwards", lambda: simulation.now >= at + half)
 
@@ -439,7 +439,7 @@ def _print_redis(server: redis.Redis, simulation: Simulation) -> None:
     statistics = server.info("commandstats")["cmdstat_evalsha"]
     memory = server.info("memory")["used_memory_dataset"]
     clients = simulation.outcome.arrivals - simulation.outcome.refused
-    _tell(
+    _print(
         f"  Redis: {statistics['usec_per_call']:.0f} us a message, "
         f"{statistics['usec'] / max(1, clients):.0f} us an admitted client, "
         f"{server.dbsize():,} keys, {memory / 1e6:.1f} MB"

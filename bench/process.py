@@ -127,16 +127,15 @@ class Client(Process):
         name = f"bench.clients.{module}"
         super().__init__([sys.executable, "-m", name, json.dumps(options)], folder)
 
-    def tell(self, word: str) -> None:
+    def send(self, word: str) -> None:
         """Send a line to the client."""
         assert self._popen.stdin is not None  # noqa: S101 - for the type checker
-        with suppress(
-            BrokenPipeError
-        ):  # The answer() that follows reports that the client has ended.
+        # The next receive() reports that the client has ended.
+        with suppress(BrokenPipeError):
             self._popen.stdin.write(f"{word}\n".encode())
             self._popen.stdin.flush()
 
-    def hear(self, patience: float) -> dict[str, float]:
+    def receive(self, patience: float) -> dict[str, float]:
         """Return the next answer.
 
         :raises BenchError: the client ended, or gave no answer within *patience* seconds
@@ -155,10 +154,10 @@ class Client(Process):
         answer: dict[str, float] = json.loads(line)
         return answer
 
-    def ask(self, word: str, patience: float = 120.0) -> dict[str, float]:
+    def request(self, word: str, patience: float = 120.0) -> dict[str, float]:
         """Send a line and return the answer."""
-        self.tell(word)
-        return self.hear(patience)
+        self.send(word)
+        return self.receive(patience)
 
     def end(self) -> None:
         """End the client, and close its pipes."""

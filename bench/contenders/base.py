@@ -178,7 +178,7 @@ def _start(
     for attempt in range(ATTEMPTS):
         place = Place(port or free_port(), folder, certificates)
         with Process(contender.command(place, needs), folder) as process:
-            if not _comes_up(process, place.port):
+            if not _starts(process, place.port):
                 if attempt < ATTEMPTS - 1:
                     continue
                 raise BenchError(f"it did not start: {process.last_words}")
@@ -194,7 +194,7 @@ def free_port() -> int:
         return port
 
 
-def _comes_up(process: Process, port: int) -> bool:
+def _starts(process: Process, port: int) -> bool:
     """Wait for a greeting; return False if the process ends or sends none."""
     deadline = time.monotonic() + START_SECONDS
     while process.alive and time.monotonic() < deadline:

@@ -88,9 +88,9 @@ class HopDown(Workload):
                     size=SMALL,
                 ) as client,
             ):
-                client.hear(60)
-                client.ask("0.5")
-                down = _all_offered(client.ask(f"{self._seconds}"))
+                client.receive(60)
+                client.request("0.5")
+                down = _all_offered(client.request(f"{self._seconds}"))
                 if down["accepted"] or down["other"]:
                     raise BenchError("there were other replies than 451 while the hop was down")
                 figures[mode] = down["refused_p99"]
@@ -105,14 +105,14 @@ class HopDown(Workload):
         self, client: Client, hop: int, certificates: Certificates
     ) -> tuple[float, dict[str, float]]:
         """Start the next hop; return the milliseconds to the first 250, and the later values."""
-        client.tell(f"{DOWN_STILL + AFTERWARDS}")
+        client.send(f"{DOWN_STILL + AFTERWARDS}")
         time.sleep(DOWN_STILL)
         began = time.monotonic()
         with serving(SmtpSink(), Needs(), certificates, hop):
-            first = client.hear(60)["first"]
+            first = client.receive(60)["first"]
             if first < began:
                 raise BenchError("no message was accepted after the hop's return")
-            return 1000 * (first - began), client.ask("2")
+            return 1000 * (first - began), client.request("2")
 
 
 def _all_offered(answer: dict[str, float]) -> dict[str, float]:

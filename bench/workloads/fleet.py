@@ -74,5 +74,5 @@ class Fleet(Workload):
             with Client(
                 "probe", served.folder, port=served.port, source=SOURCE, pause=PAUSE
             ) as client:
-                heard = client.ask(str(self._probes))
-        return {"cpu": MICRO * used / self._count, "p50": heard["p50"], "p99": heard["p99"]}
+                answer = client.request(str(self._probes))
+        return {"cpu": MICRO * used / self._count, "p50": answer["p50"], "p99": answer["p99"]}

@@ -64,11 +64,11 @@ class IdleMemory(Workload):
             serving(contender, Needs(capacity=CAPACITY), certificates) as served,
             Client("hold", served.folder, port=served.port) as holder,
         ):
-            holder.ask(str(WARM_UP))
+            holder.request(str(WARM_UP))
             before = proportional_bytes(served.pid)
             figures = {}
             for key, count in (("few", FEW), ("many", MANY)):
-                holder.ask(str(WARM_UP + count))
+                holder.request(str(WARM_UP + count))
                 served.cpu_seconds()
                 taken = proportional_bytes(served.pid) - before
                 figures[key] = taken / count / KIB
@@ -111,6 +111,6 @@ class InACrowd(Workload):
             self._mail.send(served, max(20, count // 10))
             costs = []
             for others in (WARM_UP, MANY, WARM_UP):
-                holder.ask(str(others))
+                holder.request(str(others))
                 costs.append(self._mail.cost(served, count)["cpu"])
             return {"ratio": costs[1] / ((costs[0] + costs[2]) / 2), "cpu": costs[1]}

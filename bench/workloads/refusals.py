@@ -30,14 +30,14 @@ TOLERATED = 0.01
 """Fraction of the refusals that the client may see as a reset or an early end of the connection."""
 
 
-def _check(heard: dict[str, float]) -> None:
+def _check(answer: dict[str, float]) -> None:
     """Check that clients were refused, and received the reply.
 
     :raises BenchError: many did not receive 421
     """
-    if heard["other"] > TOLERATED * (heard["refused"] + heard["other"]):
+    if answer["other"] > TOLERATED * (answer["refused"] + answer["other"]):
         raise BenchError(
-            f"{heard['other']:.0f} clients were not answered 421, {heard['refused']:.0f} were"
+            f"{answer['other']:.0f} clients were not answered 421, {answer['refused']:.0f} were"
         )
 
 
@@ -70,17 +70,17 @@ class Refusal(Workload):
             # The probe at the start has another address, so it does not count for the clients.
             where = {"port": served.port, "source": INNOCENT, "at_once": AT_ONCE}
             with Client("knock", served.folder, hold=1, **where) as warm_up:
-                warm_up.hear(60)
-                warm_up.ask(str(WARM_UP))
+                warm_up.receive(60)
+                warm_up.request(str(WARM_UP))
             served.cpu_seconds()
             with Client("knock", served.folder, hold=1, **where) as knocker:
-                knocker.hear(60)
+                knocker.receive(60)
                 before = served.cpu_seconds()
-                heard = knocker.ask(str(count))
+                answer = knocker.request(str(count))
                 used = served.cpu_seconds() - before
-        _check(heard)
-        answered = heard["refused"] + heard["other"]
-        return {"cpu": MICRO * used / answered, "rate": answered / heard["seconds"]}
+        _check(answer)
+        answered = answer["refused"] + answer["other"]
+        return {"cpu": MICRO * used / answered, "rate": answered / answer["seconds"]}
 
 
 class Flood(Workload):
@@ -126,16 +126,16 @@ class Flood(Workload):
                 hold=LIMIT_IN_FLOOD,
             ) as flooder,
         ):
-            flooder.hear(60)
-            quiet = innocent.ask(str(self._probes))
-            flooder.tell("flood")
-            innocent.ask(str(max(20, self._probes // 10)))
-            flooded = innocent.ask(str(self._probes))
-            heard = flooder.ask("stop")
-        _check(heard)
+            flooder.receive(60)
+            quiet = innocent.request(str(self._probes))
+            flooder.send("flood")
+            innocent.request(str(max(20, self._probes // 10)))
+            flooded = innocent.request(str(self._probes))
+            answer = flooder.request("stop")
+        _check(answer)
         return {
             "p50": flooded["p50"],
             "p99": flooded["p99"],
             "quiet": quiet["p99"],
-            "rate": heard["refused"] / heard["seconds"],
+            "rate": answer["refused"] / answer["seconds"],
         }

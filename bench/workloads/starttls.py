@@ -60,8 +60,8 @@ class StartTls(Workload):
                 authority=str(certificates.authority),
             ) as client,
         ):
-            client.ask(f"{2 * AT_ONCE} full")
-            client.ask(f"{2 * AT_ONCE} resumed")
+            client.request(f"{2 * AT_ONCE} full")
+            client.request(f"{2 * AT_ONCE} resumed")
             cpu, rate, _ = self._cost(served, client, count, "full")
             cpu_resumed, rate_resumed, resumed = self._cost(served, client, count, "resumed")
         if resumed < count - AT_ONCE:  # The first handshake of each thread is a full one.
@@ -73,6 +73,6 @@ class StartTls(Workload):
     ) -> tuple[float, float, float]:
         """Return microseconds per message, messages per second, and resumed sessions."""
         before = served.cpu_seconds()
-        heard = client.ask(f"{count} {handshake}")
+        answer = client.request(f"{count} {handshake}")
         used = served.cpu_seconds() - before
-        return MICRO * used / count, count / heard["seconds"], heard["resumed"]
+        return MICRO * used / count, count / answer["seconds"], answer["resumed"]

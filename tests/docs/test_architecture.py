@@ -81,7 +81,7 @@ def set_up_python(machine: Machine, programs: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_rule_is_added_by_the_page_alone_and_refuses_a_client(tmp_path: Path) -> None:
+def test_the_steps_of_the_page_add_a_rule_that_refuses_a_client(tmp_path: Path) -> None:
     peers("make", "nc", "curl", "groff")
     programs, folder = tmp_path / "bin", tmp_path / "machine"
     for each in (programs, folder):

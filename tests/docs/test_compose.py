@@ -36,7 +36,7 @@ OURS = [name for name, service in services().items() if service["image"] == "smt
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_its_settings_are_settings_and_leave_time_to_stop(
+def test_the_settings_are_valid_and_leave_time_to_stop(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = services()[name]
@@ -99,7 +99,7 @@ def test_the_labels_of_the_image_are_those_of_the_project() -> None:
     assert arguments == {"VERSION": __version__, "REVISION": "", "CREATED": ""}
 
 
-def test_the_image_stops_before_it_is_killed_and_asks_for_its_health() -> None:
+def test_the_image_stops_in_time_and_has_a_health_check() -> None:
     text = (ROOT / "Dockerfile").read_text()
     (seconds,) = re.findall(rf"{ENVIRONMENT_PREFIX}SHUTDOWN_TIMEOUT=(\d+)", text)
     assert float(seconds) + 1 < DOCKER_STOP_SECONDS  # Another second is for sessions that are cut.

@@ -62,7 +62,7 @@ def test_the_validator_finds_a_misspelt_key() -> None:
         kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
 
 
-def test_its_settings_are_settings_and_leave_time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_are_valid_and_leave_time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(TEXT, monkeypatch)
     pod = documents()["Deployment"]["spec"]["template"]["spec"]
     (_, seconds) = container()["lifecycle"]["preStop"]["exec"]["command"]

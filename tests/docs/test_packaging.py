@@ -100,7 +100,7 @@ def test_the_service_is_little_exposed() -> None:
     assert float(found[1]) < MOST_EXPOSURE
 
 
-def test_the_template_is_the_service_but_for_what_several_processes_need() -> None:
+def test_the_template_differs_from_the_service_only_for_several_processes() -> None:
     one, several = settings(SERVICE), settings(TEMPLATE)
     differ = {name for name in one.keys() | several.keys() if one.get(name) != several.get(name)}
     unit = {"Description", "PartOf", "Conflicts", "WantedBy", "DefaultInstance"}
@@ -127,7 +127,7 @@ def test_the_files_match_the_daemon() -> None:
     assert service["Type"] == ["notify"]
 
 
-def test_what_the_docs_change_of_the_unit_is_accepted_and_still_little_exposed(
+def test_systemd_accepts_the_changes_of_the_unit_in_the_docs(
     tmp_path: Path,
 ) -> None:
     page = (PACKAGING.parent / "docs/systemd.md").read_text()
@@ -152,7 +152,7 @@ def test_what_the_docs_change_of_the_unit_is_accepted_and_still_little_exposed(
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_systemd_accepts_what_the_debian_package_changes_of_the_units(tmp_path: Path) -> None:
+def test_systemd_accepts_the_changes_of_the_debian_package(tmp_path: Path) -> None:
     for unit in (SERVICE, SOCKET):
         shutil.copy(unit, tmp_path)
         changes = tmp_path / f"{unit.name}.d"
@@ -188,7 +188,7 @@ def test_the_workflow_runs_each_part_of_ci_on_the_pythons_that_the_package_names
     assert f"for version in {' '.join(named[1:])}; do" in script
 
 
-def test_every_make_target_is_described_to_those_who_contribute() -> None:
+def test_every_make_target_is_described_for_contributors() -> None:
     targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
     page = (ROOT / "CONTRIBUTING.md").read_text()
     missing = {name for name in targets if f"`make {name}`" not in page} - {"help", "clean"}

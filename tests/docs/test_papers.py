@@ -135,7 +135,7 @@ def test_the_readme_says_how_to_install_it_and_compares_it_before_the_rest() -> 
     assert "| `--" not in text
 
 
-def test_the_pictures_of_the_readme_are_there_and_small() -> None:
+def test_the_pictures_of_the_readme_exist_and_are_small() -> None:
     pictures = re.findall(r'src(?:set)?="([^"]+)"', read("README.md"))
     assert pictures == ["docs/status-dark.png", "docs/status-light.png"]
     assert all(0 < (ROOT / picture).stat().st_size < MOST_OF_A_PICTURE for picture in pictures)

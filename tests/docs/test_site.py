@@ -37,7 +37,7 @@ def pages_of_the_index() -> list[str]:
     return [name for tree in trees for name in tree.split()]
 
 
-def test_each_page_stands_once_in_the_order_of_the_index() -> None:
+def test_the_index_has_each_page_once() -> None:
     names = sorted(page.stem for page in DOCS.glob("*.md") if page.stem != "index")
     assert sorted(pages_of_the_index()) == names
 
@@ -66,7 +66,7 @@ def test_the_page_of_hooks_has_each_hook_with_its_signature() -> None:
     assert documented == signatures_of_the_code()
 
 
-def test_each_hook_has_when_what_to_return_and_a_default() -> None:
+def test_each_hook_documents_its_call_its_result_and_its_default() -> None:
     lines = re.findall(r"^\| `(?:handle|process)_.*", read("docs/hooks.md"), re.MULTILINE)
     for line in lines:
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -173,7 +173,7 @@ def test_the_search_works_offline(
 
 
 @pytest.mark.site
-def test_the_pictures_of_the_readme_can_be_taken_anew(tmp_path: Path) -> None:
+def test_the_pictures_of_the_readme_can_be_taken_again(tmp_path: Path) -> None:
     peer("chromium")
     script = str(ROOT / "tests/docs/pictures.py")
     subprocess.run([sys.executable, script, "--minutes", "0.05", "--to", tmp_path], check=True)

@@ -73,7 +73,7 @@ def test_a_client_works_as_the_page_says(folder: Path, words: list[str]) -> None
         assert "Protocol version: TLSv1.3" in ended.stdout + ended.stderr
 
 
-def test_the_lines_of_the_log_are_those_of_the_code() -> None:
+def test_the_log_lines_of_the_page_are_in_the_code() -> None:
     """Each line's fixed words; other tests check that they are logged."""
     table = PAGE.partition("| log line |")[2]
     code = " ".join(path.read_text() for path in sorted((ROOT / "smtpd_fork").rglob("*.py")))

@@ -134,7 +134,7 @@ def test_a_command_that_only_reads_is_repeated(machine: Machine) -> None:
     machine.run(command("cat later", "now"))
 
 
-def test_a_page_sees_nothing_of_the_environment_around(
+def test_a_page_does_not_see_the_environment_of_the_tests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MAKELEVEL", "1")

@@ -177,7 +177,7 @@ def _number(content: bytes) -> bytes:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("stages", [["data"], ["connect", "helo", "mail", "rcpt"]])
 @pytest.mark.parametrize("edits", [EDITS, PLACES])
-async def test_a_milter_changes_a_header_as_behind_postfix(
+async def test_a_milter_changes_a_header_as_with_postfix(
     folder: Path, edits: list[bytes], stages: list[str]
 ) -> None:
     milter = TestMilter(edits=edits, protocol=0x100000)
@@ -216,7 +216,7 @@ PROGRAMS = {
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("program", PROGRAMS)
-async def test_fifty_messages_have_the_same_header_as_behind_postfix(
+async def test_fifty_messages_have_the_same_header_as_with_postfix(
     folder: Path, program: str
 ) -> None:
     run, field = PROGRAMS[program]
@@ -228,7 +228,7 @@ async def test_fifty_messages_have_the_same_header_as_behind_postfix(
 
 
 @pytest.mark.timeout(240)
-async def test_fifty_messages_through_rspamd_have_the_same_header_as_behind_postfix(
+async def test_fifty_messages_through_rspamd_have_the_same_header_as_with_postfix(
     folder: Path,
 ) -> None:
     async with (

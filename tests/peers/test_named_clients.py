@@ -162,7 +162,7 @@ async def _forwarded(port: int) -> None:
         assert said.code == 250
 
 
-async def test_postfix_logs_where_a_message_came_from(directory: Path) -> None:
+async def test_postfix_logs_the_origin_of_a_message(directory: Path) -> None:
     front, behind = free_ports(2)
     kept = Collect()
     with postfix(directory, front, IN_FRONT.format(behind=behind)) as log:
@@ -182,7 +182,7 @@ async def test_postfix_logs_where_a_message_came_from(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["smtp", "lmtp"])
-async def test_postfix_says_where_a_message_came_from(directory: Path, protocol: str) -> None:
+async def test_postfix_sends_the_origin_of_a_message(directory: Path, protocol: str) -> None:
     front, behind = free_ports(2)
     kept = Looks()
     settings = IN_FRONT.format(behind=behind)
@@ -305,7 +305,7 @@ def nginx(folder: Path, front: int, behind: int) -> Iterator[None]:
         end(process)
 
 
-async def test_clients_of_nginx_are_judged_as_if_it_were_not_there(directory: Path) -> None:
+async def test_clients_of_nginx_are_checked_as_direct_clients(directory: Path) -> None:
     kept = Looks()
     (front,) = free_ports(1)
     limits = {"xclient_trust": ["127.0.0.1"], "max_from_ip": 2, "deny": ["127.0.0.13"]}

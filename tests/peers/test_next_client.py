@@ -58,7 +58,7 @@ async def signed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     return b"DKIM-Signature:" + value + b"\r\n" + HAM.encode()
 
 
-async def test_libmilter_ignores_it_after_accept_and_opendkim_signs_wrongly_behind_it(
+async def test_libmilter_ignores_quit_nc_after_accept_and_opendkim_then_signs_wrongly(
     folder: Path,
 ) -> None:
     signer, verifier = (f"127.0.0.1:{port}" for port in free_ports(2))

@@ -62,7 +62,7 @@ def test_a_thread_cannot_be_the_first_to_check() -> None:
     assert isinstance(raised[0], AssertionError)
 
 
-def test_the_table_counts_each_thing_that_a_test_lacks() -> None:
+def test_the_table_counts_each_missing_requirement() -> None:
     reasons = [
         "Skipped: swaks is not installed; nc is not installed",
         "Skipped: nc is not installed",

@@ -148,7 +148,7 @@ FORGED = "Authentication-Results: mx.example.com; spf=pass; dkim=pass; dmarc=pas
 
 
 @pytest.mark.parametrize("forged", [[], [FORGED]])
-async def test_spf_knows_the_client(rspamd: Peer, forged: list[str]) -> None:
+async def test_spf_depends_on_the_client(rspamd: Peer, forged: list[str]) -> None:
     content = letter("bob@example.net", "spf", *forged)
     judge = Rspamd([rspamd.normal])
     sender = "bob@example.net"
@@ -159,7 +159,7 @@ async def test_spf_knows_the_client(rspamd: Peer, forged: list[str]) -> None:
 
 
 @pytest.mark.parametrize("forged", [[], [FORGED]])
-async def test_dkim_knows_the_message(rspamd: Peer, forged: list[str]) -> None:
+async def test_dkim_depends_on_the_message(rspamd: Peer, forged: list[str]) -> None:
     signed = rspamd.key.sign(letter("bob@example.net", "dkim", *forged))
     reply, stored = await through(Rspamd([rspamd.normal]), signed, sender="bob@example.net")
     assert (reply[:3], results(stored)["dkim"]) == ("250", "pass")
@@ -169,7 +169,7 @@ async def test_dkim_knows_the_message(rspamd: Peer, forged: list[str]) -> None:
 
 
 @pytest.mark.parametrize("forged", [[], [FORGED]])
-async def test_dmarc_knows_the_author(rspamd: Peer, forged: list[str]) -> None:
+async def test_dmarc_depends_on_the_author(rspamd: Peer, forged: list[str]) -> None:
     content = letter("bob@example.com", "dmarc", *forged)
     reply, stored = await through(Rspamd([rspamd.normal]), content)
     assert (reply[:3], results(stored)["dmarc"]) == ("250", "pass")
