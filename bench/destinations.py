@@ -70,7 +70,7 @@ def listening(command: Sequence[str], folder: Path, port: int) -> Iterator[None]
                 break
             except OSError:
                 if not process.alive or time.monotonic() > deadline:
-                    raise BenchError(f"{command[0]}: {process.last_words}") from None
+                    raise BenchError(f"{command[0]}: {process.last_output}") from None
                 time.sleep(0.02)
         yield
 

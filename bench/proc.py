@@ -61,9 +61,8 @@ def proportional_bytes(pid: int) -> int:
 def forget_peak(pid: int) -> int:
     """Reset the high-water mark, and return the resident memory now, in bytes."""
     for member in family(pid):
-        with suppress(
-            OSError
-        ):  # Without the reset the mark is that of the whole life of the process.
+        # Without the reset the mark is that of the whole life of the process.
+        with suppress(OSError):
             Path(f"/proc/{member}/clear_refs").write_text("5", encoding="ascii")
     return sum(_kib(member, "status", "VmRSS:") for member in family(pid)) * KIB
 

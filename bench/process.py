@@ -72,7 +72,7 @@ class Process:
         return self._popen.poll() is None
 
     @property
-    def last_words(self) -> str:
+    def last_output(self) -> str:
         """The last line of its output."""
         lines = self._output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1][:200] if lines else "it said nothing"
@@ -149,7 +149,7 @@ class Client(Process):
                 raise BenchError(f"the client gave no answer in {patience:g} s")
             some = os.read(self._popen.stdout.fileno(), 65536)
             if not some:
-                raise BenchError(f"the client ended: {self.last_words}")
+                raise BenchError(f"the client ended: {self.last_output}")
             line += some
         answer: dict[str, float] = json.loads(line)
         return answer
@@ -180,4 +180,4 @@ def run(command: Sequence[str], folder: Path, patience: float) -> None:
         except subprocess.TimeoutExpired:
             raise BenchError(f"{name} took longer than {patience:g} s") from None
         if status:
-            raise BenchError(f"{name}: {process.last_words}")
+            raise BenchError(f"{name}: {process.last_output}")

@@ -153,7 +153,7 @@ class Served:
         """
         time.sleep(SETTLE_SECONDS)
         if not self._process.alive:
-            raise BenchError(f"the server ended: {self._process.last_words}")
+            raise BenchError(f"the server ended: {self._process.last_output}")
         return cpu_seconds(self.pid)
 
 
@@ -181,7 +181,7 @@ def _start(
             if not _starts(process, place.port):
                 if attempt < ATTEMPTS - 1:
                     continue
-                raise BenchError(f"it did not start: {process.last_words}")
+                raise BenchError(f"it did not start: {process.last_output}")
             yield process, place
             return
 

@@ -9,7 +9,7 @@ from bench.workloads.down import HopDown
 from bench.workloads.durable import Durable
 from bench.workloads.fleet import Fleet
 from bench.workloads.hop import Lmtp, Relay
-from bench.workloads.idle import IdleMemory, InACrowd
+from bench.workloads.idle import IdleMemory, MessageAmongIdle
 from bench.workloads.mail import LargeMail, ManyAConnection, OneAConnection
 from bench.workloads.milter import Milter
 from bench.workloads.peak import PeakMemory
@@ -39,7 +39,7 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
             Flood(200),
             StartTls(200),
             PeakMemory(),
-            InACrowd(1000),
+            MessageAmongIdle(1000),
             Relay(1000),
             Lmtp(200),
             Durable(100),
@@ -59,7 +59,7 @@ def workloads(*, quick: bool) -> Sequence[Workload]:
         Flood(1000),
         StartTls(1000),
         PeakMemory(),
-        InACrowd(5000),
+        MessageAmongIdle(5000),
         Relay(10000),
         Lmtp(2000),
         Durable(500),

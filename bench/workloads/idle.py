@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from bench.certificates import Certificates
 
-__all__ = ["IdleMemory", "InACrowd"]
+__all__ = ["IdleMemory", "MessageAmongIdle"]
 
 FEW = 1000
 MANY = 5000
@@ -75,7 +75,7 @@ class IdleMemory(Workload):
             return figures
 
 
-class InACrowd(Workload):
+class MessageAmongIdle(Workload):
     """The cost of a message while other clients are connected."""
 
     key = "W9"

@@ -151,4 +151,4 @@ def _wait_for(process: Process, address: tuple[str, int] | str) -> None:
                 time.sleep(0.02)
             else:
                 return
-    raise BenchError(f"the milter did not start: {process.last_words}")
+    raise BenchError(f"the milter did not start: {process.last_output}")

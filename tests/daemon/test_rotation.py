@@ -120,7 +120,7 @@ def test_certificates_are_renewed_under_load_without_failed_handshakes(
             until_now(lambda: daemon.log.count(RENEWED) == round_, "the renewal")  # noqa: B023
             lasting.sendmail("lasting@example.com", "b@example.com", "Subject: x\r\n\r\nx\r\n")
             for client in clients:
-                came = client.come_anew()
+                came = client.wait_for_next()
                 assert came.status == 0, came.text
                 if client in shakers:
                     assert came.serial == now.serial

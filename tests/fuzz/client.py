@@ -8,7 +8,7 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from support.cuts import in_turns
+from support.cuts import in_loop_time
 
 if TYPE_CHECKING:
     import random
@@ -67,7 +67,7 @@ async def talk(address: Any, data: bytes, end: str, chance: random.Random) -> li
 async def _in_time(happens: Awaitable[object], otherwise: str) -> None:
     """Wait for something, and raise BrokenError with the text *otherwise* after a timeout."""
     try:
-        await in_turns(happens, PATIENCE)
+        await in_loop_time(happens, PATIENCE)
     except TimeoutError:
         raise BrokenError(otherwise) from None
 

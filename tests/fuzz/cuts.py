@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from support.cuts import another, cut, dialogue, heard_by, heard_under_tls
+from support.cuts import another, cut, dialogue, replies_to, replies_under_tls
 from support.handlers import Keep, KeepSlowly, Trusts, check_password
 from support.proxy import V1
 
@@ -204,10 +204,10 @@ class Cuts:
         for places in ([], None, *list(ways(chance, len(stream)))[1:3]):
             handler.got = []
             if implicit or before:
-                heard = await heard_under_tls(server, self._client, before, stream, places)
+                heard = await replies_under_tls(server, self._client, before, stream, places)
             else:
                 sent = V1 + stream if proxied else stream
-                heard = await heard_by(server, sent, places)
+                heard = await replies_to(server, sent, places)
             result = heard, handler.got
             self.count += 1
             self.commands += heard.count(b"\r\n")

@@ -14,7 +14,7 @@ from support.qpsmtpd import (
     is_free,
     kind,
     outcome,
-    outcome_or_serves,
+    outcome_or_serving,
 )
 
 pytestmark = [pytest.mark.peers, pytest.mark.xdist_group("qpsmtpd")]
@@ -73,8 +73,8 @@ def test_a_value_out_of_its_range_does_not_start_it(bench: Bench) -> Facts:
 def test_an_address_or_a_path_may_be_written_otherwise(bench: Bench) -> Facts:
     port = free_port()
     return {
-        "ipv6-without-brackets": outcome_or_serves(bench, "-l", "::1", "-p", str(port)),
-        "relative-pid-file": outcome_or_serves(bench, *at(port), "--pid-file", "pid"),
+        "ipv6-without-brackets": outcome_or_serving(bench, "-l", "::1", "-p", str(port)),
+        "relative-pid-file": outcome_or_serving(bench, *at(port), "--pid-file", "pid"),
     }
 
 
@@ -82,7 +82,7 @@ def test_an_address_or_a_path_may_be_written_otherwise(bench: Bench) -> Facts:
 def test_what_is_no_option_of_the_man_page_is_refused(bench: Bench) -> Facts:
     port = at(free_port())
     return {
-        "abbreviated-options": outcome_or_serves(bench, *port, "--limit-c", "5"),
-        "extra-arguments": outcome_or_serves(bench, *port, "extra"),
-        "no-rdns": outcome_or_serves(bench, *port, "--no-rdns"),
+        "abbreviated-options": outcome_or_serving(bench, *port, "--limit-c", "5"),
+        "extra-arguments": outcome_or_serving(bench, *port, "extra"),
+        "no-rdns": outcome_or_serving(bench, *port, "--no-rdns"),
     }

@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.cuts import Result, all_cuts, another, cut, dialogue, heard_by, heard_under_tls
+from support.cuts import Result, all_cuts, another, cut, dialogue, replies_to, replies_under_tls
 from support.handlers import Keep, Trusts, check_password
 from support.proxy import BROKEN_V1, V1, V2
 from support.server import serve
@@ -257,7 +257,7 @@ async def test_streams_over_the_wire_are_the_same_however_they_are_cut(bare: Bar
             expected = None
             for places in sampled(stream):
                 handler.got.clear()
-                result = (await heard_by(server, stream, places), list(handler.got))
+                result = (await replies_to(server, stream, places), list(handler.got))
                 expected = expected or result
                 assert result == expected, (stream, places)
 
@@ -271,7 +271,7 @@ async def test_proxy_headers_over_the_wire_are_the_same_however_they_are_cut(hea
         expected = None
         for places in [*sampled(stream), *([place] for place in range(len(header) + 2))]:
             handler.got.clear()
-            result = (await heard_by(server, stream, places), list(handler.got))
+            result = (await replies_to(server, stream, places), list(handler.got))
             expected = expected or result
             assert len(result[1]) == 1
             assert result == expected, places
@@ -297,7 +297,7 @@ async def test_sessions_under_tls_are_the_same_however_their_records_are_cut(
         expected = None
         for places in ([], None, *([place] for place in (*range(1, 40, 3), *range(40, 900, 43)))):
             handler.got.clear()
-            heard = await heard_under_tls(server, certificates.client, before, stream, places)
+            heard = await replies_under_tls(server, certificates.client, before, stream, places)
             result = (heard, list(handler.got))
             expected = expected or result
             assert len(result[1]) == 1
@@ -313,7 +313,7 @@ async def test_plaintext_after_starttls_ends_the_session_however_it_is_cut(
     stream = HELLO + b"STARTTLS\r\n" + HELLO + MAIL + by_data(b"injected\r\n") + b"QUIT\r\n"
     assert cut(stream, [18])[1].startswith(HELLO)
     async with serve(handler, tls_context=certificates.server) as server:
-        heard = await heard_by(server, stream, places)
+        heard = await replies_to(server, stream, places)
     plain, _, rest = heard.partition(b"Ready to start TLS\r\n")
     assert plain.endswith(b"220 2.0.0 ")
     assert b"250" not in rest  # an alert of TLS

@@ -135,7 +135,7 @@ async def _settled(session: SMTP) -> None:
     raise AssertionError("the session does not become idle")
 
 
-async def in_turns(happens: Awaitable[T], seconds: float) -> T:
+async def in_loop_time(happens: Awaitable[T], seconds: float) -> T:
     """Wait up to *seconds* of loop activity: time in which the process was stopped does not count.
 
     :raises TimeoutError: it has not happened in this time
@@ -192,7 +192,7 @@ class Cutter:
         """Return the next bytes; nothing at the end of the connection."""
         with suppress(ConnectionError):
             receiving = asyncio.get_running_loop().sock_recv(self.sock, 65536)
-            return await in_turns(receiving, PATIENCE)
+            return await in_loop_time(receiving, PATIENCE)
         return b""
 
     async def rest(self) -> bytes:
@@ -219,7 +219,7 @@ def _unread(descriptor: int) -> int:
         return 0
 
 
-async def heard_by(server: Server, stream: bytes, places: Sequence[int] | None) -> bytes:
+async def replies_to(server: Server, stream: bytes, places: Sequence[int] | None) -> bytes:
     """Return all that a server sends to a client whose *stream* ends the session."""
     cutter = Cutter(server, places)
     try:
@@ -230,7 +230,7 @@ async def heard_by(server: Server, stream: bytes, places: Sequence[int] | None) 
         cutter.sock.close()
 
 
-async def heard_under_tls(
+async def replies_under_tls(
     server: Server,
     context: ssl.SSLContext,
     before: bytes,

@@ -33,8 +33,10 @@ class Disk:
         self._faulty_step = ""
         self._after = False
         for name in ("open", "writev", "fsync", "close"):
-            monkeypatch.setattr(os, name, self._noted(getattr(os, name), getattr(self, f"_{name}")))
-        monkeypatch.setattr(os, "rename", self._noted(os.rename, lambda *_: "rename"))
+            monkeypatch.setattr(
+                os, name, self._recorded(getattr(os, name), getattr(self, f"_{name}"))
+            )
+        monkeypatch.setattr(os, "rename", self._recorded(os.rename, lambda *_: "rename"))
 
     def fails(self, step: str, number: int, *, after: bool = False, once: bool = False) -> None:
         """Let *step* fail with an error.
@@ -59,7 +61,9 @@ class Disk:
     def works(self) -> None:
         self._fault = None
 
-    def _noted(self, call: Callable[..., Any], step_of: Callable[..., str]) -> Callable[..., Any]:
+    def _recorded(
+        self, call: Callable[..., Any], step_of: Callable[..., str]
+    ) -> Callable[..., Any]:
         def noted(*args: Any, **options: Any) -> Any:
             if not threading.current_thread().name.startswith("maildir_"):
                 return call(*args, **options)

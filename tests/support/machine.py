@@ -93,7 +93,7 @@ class Machine:
                 copy.parent.mkdir(exist_ok=True)
                 subprocess.run(["cp", "-a", name, copy], check=True)
         (self._copy_of("/etc") / "hosts").write_text(_HOSTS)
-        _deliver_plainly(self._copy_of("/etc") / "postfix/main.cf")
+        _deliver_without_procmail(self._copy_of("/etc") / "postfix/main.cf")
         self.here = self._copy_of("/srv")
         self.here.mkdir()
         for name in of_clone:
@@ -213,7 +213,7 @@ def _complaint(command: Command, printed: str, why: str) -> str:
     )
 
 
-def _deliver_plainly(main_cf: Path) -> None:
+def _deliver_without_procmail(main_cf: Path) -> None:
     """Let Postfix deliver by itself: Debian's default is procmail if that is installed."""
     if main_cf.exists():
         text = main_cf.read_text()

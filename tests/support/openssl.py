@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
-class Shaken(NamedTuple):
+class HandshakeResult(NamedTuple):
     """The result of a handshake, and of the dialogue after it.
 
     :ivar status: of the program; 0: the connection was verified, used, and closed without an error
@@ -45,7 +45,7 @@ def s_client(
     starttls: bool = False,
     name: str | None = "localhost",
     say: str = "EHLO client.example\nQUIT\n",
-) -> Shaken:
+) -> HandshakeResult:
     """Shake hands, verify the certificate, send the commands, wait for the server to close."""
     words = [
         *(peer("openssl"), "s_client", "-connect", f"127.0.0.1:{port}"),
@@ -57,7 +57,7 @@ def s_client(
     return _run(words, say)
 
 
-def swaks(port: int, authority: Authority, *more: object) -> Shaken:
+def swaks(port: int, authority: Authority, *more: object) -> HandshakeResult:
     """Deliver a message over a connection with a verified certificate."""
     words = [
         *(peer("swaks"), "--server", "127.0.0.1", "--port", port, "--helo", "client.example"),
@@ -67,7 +67,7 @@ def swaks(port: int, authority: Authority, *more: object) -> Shaken:
     return _run(words)
 
 
-def _run(words: list[object], given: str | None = None) -> Shaken:
+def _run(words: list[object], given: str | None = None) -> HandshakeResult:
     ended = subprocess.run(
         [str(word) for word in words],
         input=given,
@@ -77,7 +77,7 @@ def _run(words: list[object], given: str | None = None) -> Shaken:
         timeout=PATIENCE,
         check=False,
     )
-    return Shaken(ended.returncode, ended.stdout + ended.stderr)
+    return HandshakeResult(ended.returncode, ended.stdout + ended.stderr)
 
 
 class Load:
@@ -88,10 +88,10 @@ class Load:
     :ivar failed: results of the failed connections
     """
 
-    def __init__(self, come: Callable[[], Shaken]) -> None:
+    def __init__(self, come: Callable[[], HandshakeResult]) -> None:
         self.count = 0
-        self.failed: list[Shaken] = []
-        self.last: Shaken
+        self.failed: list[HandshakeResult] = []
+        self.last: HandshakeResult
         self._come = come
         self._enough = False
         self._came = threading.Condition()
@@ -107,7 +107,7 @@ class Load:
                     self.failed.append(shaken)
                 self._came.notify_all()
 
-    def come_anew(self) -> Shaken:
+    def wait_for_next(self) -> HandshakeResult:
         """Wait for a connection that begins from now on; return its result."""
         with self._came:
             wanted = self.count + 2

@@ -290,7 +290,7 @@ def outcome(bench: Bench, *options: str) -> tuple[int, str]:
     return done.returncode, "stdout" if done.stdout else "stderr" if done.stderr else "nowhere"
 
 
-def outcome_or_serves(
+def outcome_or_serving(
     bench: Bench, *options: str, user: Sequence[str] | None = None
 ) -> tuple[int, str] | str:
     if bench.starts(*options, user=user):

@@ -72,7 +72,7 @@ def _receive(sock: socket.socket, size: int) -> bytes:
 # -- the process ---------------------------------------------------------------------------------
 
 
-def _become_a_command(sock: socket.socket) -> list[str]:
+def _next_command(sock: socket.socket) -> list[str]:
     """Fork for each request; return, in the child process, the words of its command line."""
     while True:
         length, files, _, _ = socket.recv_fds(sock, _LENGTH.size, 2)
@@ -100,5 +100,5 @@ if __name__ == "__main__":
     import smtpd_fork.cli.command  # noqa: F401 - imported so that each child process has it
     from smtpd_fork.cli import main
 
-    sys.argv = ["smtpd-fork", *_become_a_command(socket.socket(fileno=int(sys.argv[1])))]
+    sys.argv = ["smtpd-fork", *_next_command(socket.socket(fileno=int(sys.argv[1])))]
     sys.exit(main())
