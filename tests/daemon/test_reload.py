@@ -94,7 +94,7 @@ def test_an_invalid_file_changes_nothing_and_is_logged(tmp_path: Path) -> None:
     ):
         for text, says in (
             (good + "x = [", rf"reload failed, previous settings stay in force: {path}: "),
-            (good + "max-from-ipp = 3", "is max-from-ip meant"),
+            (good + "max-from-ipp = 3", "did you mean max-from-ip?"),
             (good.replace("= 5", "= -5"), rf"{path}, line 11: gate.max-from-ip -5: "),
             (good.replace('"maildir"', '"no:handler"'), r"no:handler:\*\*\*"),
             (SECOND.format_map(ports), rf"address is in use .*\(from {path}, line \d+: listener\)"),
