@@ -14,7 +14,7 @@ from smtpd_fork.observe.control import Control
 from smtpd_fork.observe.logs import LogReload
 from smtpd_fork.supervisor.administration import AllProcesses
 from smtpd_fork.supervisor.child_control import ChildControl
-from smtpd_fork.supervisor.shared_limits import LEASE_SECONDS, SupervisorLink
+from smtpd_fork.supervisor.shared_limits import ANSWER_SECONDS, LEASE_SECONDS, SupervisorLink
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,13 +101,12 @@ def supervised_services(
         collect = statistics.collect
     link = SupervisorLink(line)
     if server.fleet is None:  # otherwise the processes share their limits by the fleet
-        node, lease = config.hostname, LEASE_SECONDS
         server.fleet = Fleet(
             server.gate,
             link,
-            node=node,
-            timeout=server.config.fleet_timeout,
-            lease=lease,
+            node=config.hostname,
+            timeout=ANSWER_SECONDS,
+            lease=LEASE_SECONDS,
             processes=processes,
         )
     yield ChildControl(line, link.receive_hint, server, orders, reload, collect)

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from smtpd_fork.supervisor.channel import Channel
     from smtpd_fork.supervisor.other_supervisor import OtherSupervisor
 
-__all__ = ["LEASE_SECONDS", "SharedLimits", "SupervisorLink"]
+__all__ = ["ANSWER_SECONDS", "LEASE_SECONDS", "SharedLimits", "SupervisorLink"]
+
+ANSWER_SECONDS = 2.0
+"""Maximum time that a new client waits for the supervisor; then the limits of its process alone
+apply. Longer than for Redis: a late supervisor is on a busy host, not out of reach."""
 
 LEASE_SECONDS = 60.0
 """Lease of a process: its counts expire if it sends nothing for so long. It may be long, as the

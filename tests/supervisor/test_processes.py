@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import sys
+import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -206,6 +208,24 @@ def test_a_process_whose_event_loop_hangs_is_killed_and_restarted(tmp_path: Path
         daemon.wait_for(rf"process 1 \(pid {first}\) has not answered for 0.5 s: killed")
         children(daemon, 3)
         daemon.deliver()
+
+
+def test_new_clients_wait_for_a_supervisor_that_is_late(tmp_path: Path) -> None:
+    """Otherwise each process would admit as many of a client as all processes together."""
+    with Daemon(*TWO, "-m", "2", cwd=tmp_path) as daemon, ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            address = ("127.0.0.1", daemon.port)
+            return stack.enter_context(socket.create_connection(address, PATIENCE))
+
+        assert [connect().recv(4) for _ in range(2)] == [b"220 "] * 2
+        os.kill(daemon.process.pid, signal.SIGSTOP)
+        try:
+            late = [connect() for _ in range(6)]
+            time.sleep(0.5)  # longer than a process would wait for Redis
+        finally:
+            os.kill(daemon.process.pid, signal.SIGCONT)
+        assert [each.recv(4) for each in late] == [b"421 "] * 6
 
 
 def test_a_stop_ends_a_process_that_is_being_started(tmp_path: Path) -> None:
