@@ -183,5 +183,6 @@ def test_a_new_process_with_another_protocol_replaces_all_at_once_and_shares_not
         assert greetings(daemon, 9, clients) == 4
         clients.close()
         assert daemon.process.wait(PATIENCE) == 0
-        until(lambda: ask(tmp_path, "status")["sessions"] == 0, "all clients have disconnected")
-        daemon.deliver()
+        until(
+            lambda: greetings(daemon, 1, clients), "the supervisor knows that all have disconnected"
+        )
