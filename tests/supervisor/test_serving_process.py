@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import AsyncMock, Mock
 
 import pytest
+from support.peers import proc
 
 from smtpd_fork.daemon import Invocation
 from smtpd_fork.errors import OperatingSystemError
@@ -44,13 +45,14 @@ def fails_after(good: int, function: Callable[..., Any]) -> Callable[..., Any]:
 async def test_a_start_without_a_descriptor_leaves_none_open_and_can_be_tried_again(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str, good: int
 ) -> None:
+    descriptors = proc("self", "fd")
     denials = Mock(page=list)
     start = Start(Invocation(["true"], None, {}), [], denials, None, 2, Mock())
-    before = os.listdir("/proc/self/fd")
+    before = os.listdir(descriptors)
     monkeypatch.setattr(module, name, fails_after(good, getattr(module, name)))
     with pytest.raises(OperatingSystemError, match="cannot start a process: Too many open files"):
         await ServingProcess.start(1, start)
-    assert os.listdir("/proc/self/fd") == before
+    assert os.listdir(descriptors) == before
 
 
 @pytest.mark.parametrize("hangs", [False, True])
