@@ -22,6 +22,7 @@ from support.fleet import (
     until,
     wait_until_all_sent,
 )
+from support.peers import proc
 from support.redis_server import RedisServer
 from support.tls import Certificates
 
@@ -127,13 +128,14 @@ async def test_a_certificate_for_another_name_is_refused(
 def test_no_password_is_in_the_log_the_configuration_or_the_list_of_processes(
     tmp_path: Path, secret: str
 ) -> None:
+    processes = proc()
     with RedisServer("--requirepass", SECRET) as redis:
         options = [*LOCAL, "--fleet", f"unix:{redis.path}", "--fleet-secret", secret]
         with Daemon(*options, "--log-level", "debug", cwd=tmp_path) as daemon:
             daemon.wait_for("joined the fleet")
             redis.kill()
             daemon.wait_for("fleet out of reach")
-            command = Path(f"/proc/{daemon.process.pid}/cmdline").read_bytes()
+            command = (processes / f"{daemon.process.pid}/cmdline").read_bytes()
             assert SECRET.encode() not in command
             daemon.signal(signal.SIGHUP)
             daemon.wait_for("reload")
